@@ -1,0 +1,5 @@
+"""`python -m stillhouse` is the command `stillhouse`."""
+
+from .cli.app import main
+
+main()

@@ -1,0 +1,309 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+import stillhouse
+
+if TYPE_CHECKING:
+    from .progress import Progress
+
+
+class Commands(TyperGroup):
+    """The commands, with one way out for errors. `--debug` may stand anywhere on the line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take `--debug` out of the line, wherever it is."""
+        ctx.meta["stillhouse.debug"] = "--debug" in args
+        return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an error becomes one line on standard error and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            # Wrong options (status 2, with their usage line) and `Exit` are typer's own to handle.
+            if hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError)):
+                raise
+            from .errors import report
+
+            raise typer.Exit(report(error, debug=ctx.meta["stillhouse.debug"])) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+LOOK, DO, CHECK = "What there is", "Distil", "Look at what came out"
+ScaleName = Literal["smoke", "small", "paper"]
+Name = Annotated[str, typer.Argument(metavar="ID", help="a method's id, as `stillhouse list` shows it")]
+Scale = Annotated[ScaleName, typer.Option(help="seconds on toys, minutes on real data, or the paper's own setting")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one field, as in train.optim.lr=1e-4")]
+Seed = Annotated[int | None, typer.Option(help="everything random follows from it; the recipe's own (0) if left out")]
+Runs = Annotated[Path, typer.Option(help="the folder that run folders are made in")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the accelerator if there is one if left out")]
+Allow = Annotated[list[str] | None, typer.Option(metavar="PACKAGE", help="let `use:` reach this package's classes too")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"stillhouse {stillhouse.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def stillhouse_(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error; may stand anywhere")] = False,
+) -> None:
+    """Distil a big model into a small one, and prove that it was worth it."""
+
+
+# -- what there is -------------------------------------------------------------------------------------------------
+
+
+@app.command("list", rich_help_panel=LOOK)
+def list_(
+    modality: Annotated[str | None, typer.Option(help="text, image, graph, table")] = None,
+    needs: Annotated[list[str] | None, typer.Option(help="what your teacher gives: logits, features, text, nothing …")] = None,
+    family: Annotated[str | None, typer.Option(help="the folder: classics, language …")] = None,
+    proven: Annotated[bool | None, typer.Option("--proven/--unproven", help="by the verdict of its proof")] = None,
+    json: Annotated[bool, typer.Option("--json", help="as JSON, for other programs")] = False,
+) -> None:
+    """Every method: what it needs from a teacher, and whether its claim held."""
+    from . import show
+
+    found = show.rows(modality=modality, needs=needs, family=family, proven=proven)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(found, indent=1, ensure_ascii=False))
+    elif found:
+        show.console().print(show.table(found))
+    else:
+        typer.echo("no method fits all of that")
+
+
+@app.command("show", rich_help_panel=LOOK)
+def show_(
+    name: Name,
+    yaml: Annotated[bool, typer.Option("--yaml", help="print the whole recipe, to change and to run")] = False,
+    scale: Annotated[ScaleName | None, typer.Option(help="the recipe at this scale; implies --yaml")] = None,
+    settings: Settings = None,
+) -> None:
+    """One method: its equation, hyper-parameters, claim and verdict; or its recipe as YAML."""
+    if yaml or scale or settings:
+        from . import door
+
+        typer.echo(door.dump(door.override(door.of_method(name, scale or "small"), settings or ())), nl=False)
+    else:
+        from . import show
+
+        show.card(name, show.console())
+
+
+@app.command(rich_help_panel=LOOK)
+def cite(names: Annotated[list[str], typer.Argument(metavar="ID...", help="one or more methods")]) -> None:
+    """BibTeX entries."""
+    from .show import bibtex
+
+    typer.echo(bibtex(names))
+
+
+@app.command(rich_help_panel=LOOK)
+def doctor(runs: Runs = Path("runs")) -> None:
+    """Is this machine ready? Says what is missing and how to get it."""
+    from rich.text import Text
+
+    from .doctor import examine
+    from .show import console
+
+    out, broken = console(), False
+    marks = {"ok": Text("ok     ", "green"), "missing": Text("missing", "yellow"), "broken": Text("broken ", "red")}
+    for line in examine(runs):
+        broken |= line.state == "broken"
+        out.print(marks[line.state], Text(f" {line.name:<10}", "bold"), Text(line.text), soft_wrap=True)
+    if broken:
+        raise typer.Exit(1)
+
+
+# -- distil --------------------------------------------------------------------------------------------------------
+
+Teacher = Annotated[str, typer.Option(help="a Hugging Face folder or name, or a .gguf file")]
+Student = Annotated[str, typer.Option(help="the same, or cut from the teacher: shrink:layers=10")]
+Data = Annotated[str, typer.Option(help="your .jsonl, .parquet, .csv or .txt file")]
+Out = Annotated[Path, typer.Option(help="where the finished student goes")]
+MethodName = Annotated[str, typer.Option(help="a method's id; auto chooses from teacher, student and data")]
+Steps = Annotated[int | None, typer.Option(min=1, help="optimizer steps")]
+Minutes = Annotated[float | None, typer.Option(min=0.1, help="a budget in place of --steps")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="packed rows a step")]
+Length = Annotated[int | None, typer.Option(min=8, help="tokens in a packed row")]
+Column = Annotated[str | None, typer.Option(help="the column to learn from; found by itself if left out")]
+
+
+@app.command(rich_help_panel=DO)
+def distil(
+    teacher: Teacher,
+    student: Student,
+    data: Data,
+    out: Out = Path("student"),
+    method: MethodName = "auto",
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: BatchSize = None,
+    length: Length = None,
+    column: Column = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    runs: Runs = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="start without asking")] = False,
+) -> None:
+    """Distil your own teacher into your own student on your own data."""
+    import sys
+
+    asked: dict[str, Any] = {
+        "teacher": teacher, "student": student, "data": data, "out": out, "method": method, "steps": steps,
+        "minutes": minutes, "batch": batch, "length": length, "column": column, "seed": seed or 0,
+        "settings": tuple(settings or ()), "runs": runs,
+    }  # fmt: skip
+    typer.echo(str(stillhouse.plan(**asked)))
+    if not yes and sys.stdin.isatty() and not typer.confirm("Start?", default=True):
+        raise typer.Exit(1)
+    _finished(stillhouse.distil(**asked, progress=_progress("tokens")))
+
+
+@app.command(rich_help_panel=DO)
+def plan(
+    teacher: Teacher,
+    student: Student,
+    data: Data,
+    out: Out = Path("student"),
+    method: MethodName = "auto",
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: BatchSize = None,
+    length: Length = None,
+    column: Column = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """What `distil` with the same options would need: memory, minutes, disk, teacher tokens. Trains nothing."""
+    typer.echo(
+        str(
+            stillhouse.plan(
+                teacher=teacher, student=student, data=data, out=out, method=method, steps=steps, minutes=minutes,
+                batch=batch, length=length, column=column, seed=seed or 0, settings=tuple(settings or ()), runs=runs,
+            )
+        )
+    )  # fmt: skip
+
+
+@app.command(rich_help_panel=DO)
+def run(
+    what: Annotated[str, typer.Argument(metavar="ID|RECIPE.yaml|RUN", help="a method, a recipe file, or a run to go on with")],
+    scale: Scale = "small",
+    settings: Settings = None,
+    seed: Seed = None,
+    runs: Runs = Path("runs"),
+    device: Device = None,
+    allow: Allow = None,
+) -> None:
+    """Run a method, your own recipe file, or what is left of a run that was stopped."""
+    from ..core.recipe import RecipeError
+    from . import door, launch
+
+    allowed = tuple(allow or ())
+    if launch.is_run(what):
+        if settings or seed is not None:
+            raise RecipeError(f"{what} is a run that has begun: its recipe is fixed; start a new run to change it")
+        recipe, folder = door.load(Path(what) / "recipe.yaml", allow=allowed), Path(what)
+        progress = _progress(launch.unit_of(recipe))
+        _finished(launch.resume(folder, device=device, progress=progress, allow=allowed))
+        return
+    recipe = door.override(launch.find(what, scale, allow=allowed), settings or (), allow=allowed)
+    if seed is not None:
+        recipe = recipe.set("seed", seed)
+    folder = launch.new_folder(runs, recipe.id, recipe.seed)
+    typer.echo(f"{recipe.id}, seed {recipe.seed}: {', '.join(recipe.stages)}\n{folder}", err=True)
+    _finished(launch.launch(recipe, folder=folder, device=device, progress=_progress(launch.unit_of(recipe))))
+
+
+@app.command(rich_help_panel=DO)
+def demo(runs: Runs = Path("runs")) -> None:
+    """Distil a real language model on this machine, in minutes."""
+    from .demo import demo
+
+    demo(runs=runs, progress=_progress("tokens"))
+
+
+# -- look at what came out -----------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=CHECK)
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
+    open_: Annotated[bool, typer.Option("--open", help="show it in the browser")] = False,
+) -> None:
+    """Write the page of a run again, from its folder alone."""
+    from ..core.recipe import RecipeError
+    from .launch import is_run
+
+    if not is_run(folder):
+        raise RecipeError(f"{folder} is not a run folder: there is no recipe.yaml in it")
+    from ..reports import html
+
+    page = html.write(folder)
+    typer.echo(str(page))
+    if open_:
+        import webbrowser
+
+        webbrowser.open(page.absolute().as_uri())
+
+
+@app.command(rich_help_panel=CHECK)
+def prove(
+    names: Annotated[list[str], typer.Argument(metavar="ID...", help="one or more methods")],
+    runs: Runs = Path("runs"),
+    out: Annotated[Path, typer.Option(help="the folder that ID.json goes to")] = Path("proofs"),
+    device: Device = None,
+) -> None:
+    """Does a method's claim hold here? Runs its arms over seeds, equally tuned, and writes the verdict."""
+    from . import prove as proving
+    from .show import console
+
+    for name in names:
+        proving.prove(name, runs=runs, out=out, device=device, console=console())
+
+
+def _progress(unit: str) -> Progress:
+    from .progress import progress
+
+    return progress(unit)
+
+
+def _finished(run: Any) -> None:
+    """Print what a run found and where its page is."""
+    from ..reports import html
+    from . import results
+    from .show import console
+
+    for table in results.tables(results.findings(run.folder)):
+        console().print(table)
+        console().print()
+    typer.echo(f"report: {html.write(run.folder)}")
+
+
+def main() -> None:
+    """The command `stillhouse`."""
+    app(prog_name="stillhouse")

@@ -1,0 +1,148 @@
+"""Start a run, or go on with one: the folder, what it says about itself, the stages, the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.recipe import Recipe, RecipeError, Scale
+from . import door
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..core.run import Run
+
+
+def run(
+    what: str | Path | Recipe,
+    *,
+    scale: Scale = "small",
+    set: Mapping[str, Any] | None = None,  # noqa: A002 - the word of `--set`
+    seed: int | None = None,
+    runs: str | Path = "runs",
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Run a recipe, the recipe of a method, a recipe file, or what is left of a run folder; returns the finished run.
+
+    `stillhouse.run("taid", scale="smoke", set={"train.method.beta": 0.9})`
+    """
+    if not isinstance(what, Recipe) and is_run(what):
+        if set or seed is not None:
+            raise RecipeError(f"{what} is a run that has begun: its recipe is fixed; start a new run to change it")
+        return resume(Path(what), device=device, progress=progress)
+    recipe = what if isinstance(what, Recipe) else find(str(what), scale)
+    for path, value in (set or {}).items():
+        recipe = recipe.set(path, value)
+    if seed is not None:
+        recipe = recipe.set("seed", seed)
+    return launch(recipe, runs=runs, device=device, progress=progress)
+
+
+def find(what: str, scale: Scale = "small", *, allow: Collection[str] = ()) -> Recipe:
+    """The recipe of a method's id or of a YAML file."""
+    if what.endswith((".yaml", ".yml")):
+        if not Path(what).is_file():
+            raise RecipeError(f"there is no recipe file {what}; `stillhouse show ID --yaml > {what}` writes one")
+        return door.load(what, allow=allow)
+    if "/" in what or Path(what).is_dir():
+        raise RecipeError(f"{what} is neither a method, a .yaml file nor a run folder (one has a recipe.yaml)")
+    return door.of_method(what, scale)
+
+
+def is_run(what: str | Path) -> bool:
+    """Whether `what` is the folder of a run."""
+    return (Path(what) / "recipe.yaml").is_file()
+
+
+def new_folder(runs: str | Path, name: str, seed: int) -> Path:
+    """A new, empty `runs/DATE_NAME_sSEED`, with `-2`, `-3` and so on behind it where that one is taken."""
+    from ..core.run import RunError
+
+    stem = f"{date.today().isoformat()}_{name}_s{seed}"
+    number = 1
+    while True:
+        folder = Path(runs) / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise RunError(f"{runs} is a file, not a folder for runs; choose another with --runs") from error
+            number += 1
+        except OSError as error:
+            raise RunError(f"cannot write to {runs}: {error.strerror}; choose another folder with --runs") from error
+
+
+def launch(
+    recipe: Recipe,
+    *,
+    runs: str | Path = "runs",
+    folder: Path | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Start `recipe` in a new folder below `runs` (or in `folder`) and run its stages to the end."""
+    folder = folder or new_folder(runs, recipe.id, recipe.seed)
+    started = _open(folder, recipe, device)  # makes the folder, or says why it cannot
+    describe(folder, recipe)
+    return _execute(recipe, started, progress)
+
+
+def resume(
+    folder: Path, *, device: str | None = None, progress: Progress | None = None, allow: Collection[str] = ()
+) -> Run:
+    """Run the stages of a run folder that are not done yet."""
+    recipe = door.load(folder / "recipe.yaml", allow=allow)
+    return _execute(recipe, _open(folder, recipe, device), progress)
+
+
+def describe(folder: Path, recipe: Recipe) -> None:
+    """Write what is run and where: `recipe.yaml` and `environment.json`."""
+    from ..core.run import write_atomically
+    from .machine import environment
+
+    write_atomically(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    write_atomically(folder / "recipe.yaml", door.dump(recipe))
+
+
+def unit_of(recipe: Recipe) -> str:
+    """What an update of this recipe counts: tokens where the data are cut into lengths, else items."""
+    return "tokens" if hasattr(recipe.data, "length") else "items"
+
+
+def _open(folder: Path, recipe: Recipe, device: str | None) -> Run:
+    from ..core.run import Run
+
+    return Run(folder, seed=recipe.seed) if device is None else Run(folder, seed=recipe.seed, device=_device(device))
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    from ..core.run import RunError
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RunError(f"this machine has no device {name!r}; leave --device out, or see `stillhouse doctor`") from error
+    return device
+
+
+def _execute(recipe: Recipe, run: Run, progress: Progress | None) -> Run:
+    from ..core.run import Interrupted
+    from ..core.stage import execute
+
+    run.progress = progress
+    try:
+        execute(recipe, run)
+    except KeyboardInterrupt as error:  # outside a training loop, which stops by itself between two steps
+        raise Interrupted(f"stopped in stage {run.stage!r}; go on with: stillhouse run {run.folder}") from error
+    finally:
+        if progress is not None:
+            progress.close()
+    return run

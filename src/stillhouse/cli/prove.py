@@ -1,0 +1,241 @@
+"""Run a claim: every arm tuned alike on the validation split, then paired over seeds on the test split, then the verdict.
+
+The runs are folders below `runs/proofs/ID/`, named by arm, seed and a hash of the recipe: a proof that was stopped
+goes on where it was, and a changed recipe starts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..core.paper import find
+from ..core.proof import Effect, Proof, Verdict, interval, verdict
+from ..core.recipe import Recipe, RecipeError, nearest
+from . import door, launch
+from .progress import clock, progress
+from .results import findings
+from .show import COLOURS
+
+TUNING_SEED = 10_007  # no proof uses it for its values
+
+Settings = Mapping[str, Any]
+
+
+class ProofError(RuntimeError):
+    """The proof cannot be carried out as its file states it; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished run of one arm."""
+
+    value: float
+    seconds: float
+    folder: Path
+
+
+def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | None = None) -> dict[str, Any]:
+    """Carry out the proof of one method, print it, and write `out/ID.json`; returns what was written."""
+    proof: Proof = import_module(find(name).module).proof()
+    check(proof)
+    from ..core.run import Interrupted, write_atomically
+    from .machine import environment
+
+    console.print(Text(f"{name}: {proof.claim}", "bold"))
+    runner = _Runner(proof, runs / "proofs" / name, console, device)
+    try:
+        chosen, trials = runner.tune()
+        values = runner.values(chosen)
+    except Interrupted as error:
+        raise Interrupted(f"stopped; what is done is kept, go on with: stillhouse prove {name}") from error
+    effects = {arm: _effect(values, proof.ours, arm) for arm in proof.beats}
+    outcome = verdict(list(effects.values()), proof.better)
+    facts = environment()
+    result = {
+        "id": name, "claim": proof.claim, "verdict": outcome,
+        "metric": proof.metric, "subject": proof.subject, "better": proof.better, "split": "test",
+        "ours": proof.ours, "beats": list(proof.beats), "seeds": list(proof.seeds),
+        "effects": {arm: _plain(effect) for arm, effect in effects.items()},
+        "arms": {
+            arm: {
+                "values": {str(seed): trial.value for seed, trial in by_seed.items()},
+                "mean": sum(trial.value for trial in by_seed.values()) / len(by_seed),
+                "settings": dict(chosen[arm]),
+                "seconds": sum(trial.seconds for trial in by_seed.values()),
+            }
+            for arm, by_seed in values.items()
+        },
+        "tuning": {"seed": TUNING_SEED, "split": "valid", "trials": trials} if trials else None,
+        "note": proof.note,
+        "date": facts["date"], "command": facts["command"], "seconds": runner.seconds, "environment": facts,
+    }  # fmt: skip
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / f"{name}.json", json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ProofError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
+    for part in summary(proof, values, effects, outcome, runner.seconds):
+        console.print(part)
+    return result
+
+
+def check(proof: Proof) -> None:
+    """Refuse a proof whose words do not fit together before anything is run."""
+    from ..core.stage import Audit
+
+    for arm in (proof.ours, *proof.beats):
+        if arm not in proof.arms:
+            raise ProofError(f"the proof has no arm {arm!r}{nearest(arm, proof.arms)}")
+    if not proof.beats or proof.ours in proof.beats:
+        raise ProofError("`beats` must name at least one arm besides `ours`")
+    if len(set(proof.seeds)) != len(proof.seeds) or not proof.seeds or TUNING_SEED in proof.seeds:
+        raise ProofError(f"the proof needs different seeds, none of them {TUNING_SEED}; it has {list(proof.seeds)}")
+    for arm, recipe in proof.arms.items():
+        if not any(isinstance(stage, Audit) for stage in recipe.stages.values()):
+            raise ProofError(f"arm {arm!r} has no audit, so there is nothing to compare")
+        for path, values in proof.tune.items():
+            try:
+                recipe.set(path, values[0])
+            except RecipeError as error:
+                raise ProofError(f"every arm is tuned alike, but arm {arm!r} has {error}") from error
+
+
+@dataclass
+class _Runner:
+    """Makes and reads the runs of one proof."""
+
+    proof: Proof
+    folder: Path
+    console: Console
+    device: str | None
+    seconds: float = 0.0
+
+    def tune(self) -> tuple[dict[str, Settings], dict[str, list[dict[str, Any]]]]:
+        """(the best settings of every arm, all that was tried); nothing is run if there is nothing to choose."""
+        grid = list(_grid(self.proof.tune))
+        chosen: dict[str, Settings] = {arm: grid[0] for arm in self.proof.arms}
+        trials: dict[str, list[dict[str, Any]]] = {}
+        if len(grid) < 2:
+            return chosen, trials
+        sign = 1.0 if self.proof.better == "higher" else -1.0
+        for arm, recipe in self.proof.arms.items():
+            tried = [(self.tuning_trial(arm, recipe, settings), settings) for settings in grid]
+            # A setting that diverged is the worst there is, whatever `nan` compares like.
+            chosen[arm] = max(tried, key=lambda t: sign * t[0] if math.isfinite(t[0]) else -math.inf)[1]
+            trials[arm] = [{"settings": dict(settings), "value": value} for value, settings in tried]
+        return chosen, trials
+
+    def tuning_trial(self, arm: str, recipe: Recipe, settings: Settings) -> float:
+        """The number of one setting on the validation split; nan if training broke down."""
+        from ..core.engine import EngineError
+
+        try:
+            return self.trial(arm, recipe, settings, TUNING_SEED, "valid").value
+        except EngineError as error:
+            self.console.print(Text(f"  {arm}, tuning, {dict(settings)}: {error}"))
+            return math.nan
+
+    def values(self, chosen: Mapping[str, Settings]) -> dict[str, dict[int, Trial]]:
+        """The judged number by arm and seed. All arms of one seed run one after the other: they share the weather."""
+        found: dict[str, dict[int, Trial]] = {arm: {} for arm in self.proof.arms}
+        for seed in self.proof.seeds:
+            for arm, recipe in self.proof.arms.items():
+                found[arm][seed] = self.trial(arm, recipe, chosen[arm], seed, "test")
+        return found
+
+    def trial(self, arm: str, recipe: Recipe, settings: Settings, seed: int, split: str) -> Trial:
+        """Run one arm, or go on with it, or read it if it is done."""
+        for path, value in settings.items():
+            recipe = recipe.set(path, value)
+        recipe = judged_on(recipe.set("seed", seed), split, arm)
+        text = door.dump(recipe)
+        folder = self.folder / f"{arm}_s{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        shown = progress(launch.unit_of(recipe))
+        if launch.is_run(folder):
+            run = launch.resume(folder, device=self.device, progress=shown)
+        else:
+            run = launch.launch(recipe, folder=folder, device=self.device, progress=shown)
+        events = run.read("events.jsonl")
+        seconds = sum(e["seconds"] for e in events if e["event"] == "stage" and e["state"] == "done")
+        trial = Trial(self.read(folder, arm, split), seconds, folder)
+        self.seconds += seconds
+        told = ", ".join(f"{path}={value}" for path, value in settings.items())
+        line = f"{arm}, {'tuning' if split == 'valid' else f'seed {seed}'}{f', {told}' if told else ''}"
+        self.console.print(Text(f"  {line}: {self.proof.metric} {trial.value:.4g} ({clock(seconds)})"))
+        return trial
+
+    def read(self, folder: Path, arm: str, split: str) -> float:
+        """The judged number of a finished run."""
+        proof = self.proof
+        found = [f for f in findings(folder) if f.versus is None and f.split in (split, "")]
+        for f in found:
+            if (f.name, f.subject) == (proof.metric, proof.subject):
+                return f.value
+        there = ", ".join(sorted({f"{f.name} of {f.subject}" for f in found})) or "nothing"
+        raise ProofError(f"arm {arm!r} found no {proof.metric} of {proof.subject} on the {split} split; it found {there}")
+
+
+def judged_on(recipe: Recipe, split: str, arm: str = "ours") -> Recipe:
+    """The recipe with every check of its audits looking at `split`, so that tuning never sees the test split."""
+    from ..core.stage import Audit
+
+    stages = dict(recipe.stages)
+    changed = False
+    for name, stage in stages.items():
+        if isinstance(stage, Audit):
+            checks = tuple(replace(c, split=split) if hasattr(c, "split") else c for c in stage.checks)  # type: ignore[type-var]
+            changed |= any(hasattr(c, "split") for c in checks)
+            stages[name] = replace(stage, checks=checks)
+    if not changed:
+        raise ProofError(f"no check of arm {arm!r} has a field `split`, so it cannot be tuned without the test split")
+    return replace(recipe, stages=stages)
+
+
+def summary(
+    proof: Proof, values: Mapping[str, Mapping[int, Trial]], effects: Mapping[str, Effect], outcome: Verdict, seconds: float
+) -> Iterator[Table | Text]:
+    """The proof for a terminal: a row for every arm, and the verdict."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("arm", f"{proof.metric} ({proof.better} is better)", "ours minus this", "95 % interval"):
+        grid.add_column(column, no_wrap=True)
+    for arm, by_seed in values.items():
+        numbers = "  ".join(f"{trial.value:.4g}" for trial in by_seed.values())
+        effect = effects.get(arm)
+        bounds = "" if effect is None else f"[{effect.low:+.4g}, {effect.high:+.4g}] over {effect.n} seeds"
+        grid.add_row(Text(arm), Text(numbers), Text(f"{effect.mean:+.4g}" if effect else ""), Text(bounds))
+    yield grid
+    yield Text.assemble("verdict: ", (outcome, f"bold {COLOURS[outcome]}"), f" ({clock(seconds)} of computing)")
+
+
+def _grid(tune: Mapping[str, tuple[Any, ...]]) -> Iterator[Settings]:
+    for values in itertools.product(*tune.values()):
+        yield dict(zip(tune, values, strict=True))
+
+
+def _effect(values: Mapping[str, Mapping[int, Trial]], ours: str, arm: str) -> Effect:
+    return interval([trial.value - values[arm][seed].value for seed, trial in values[ours].items()])
+
+
+def _plain(effect: Effect) -> dict[str, Any]:
+    return {"mean": effect.mean, "low": effect.low, "high": effect.high, "n": effect.n}
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: a bound that one seed cannot give is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

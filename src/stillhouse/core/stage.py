@@ -1,0 +1,290 @@
+"""Pieces of a run. A stage is a frozen dataclass that reads and writes named artifacts; its artifact has its name."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import nn
+
+from .engine import Loop, Source, fit
+from .method import Method
+from .optim import Optim
+from .report import Finding
+from .run import Interrupted, Run, RunError
+from .teacher import Teacher, check_gives
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+
+class Stage(Protocol):
+    """One piece of a run."""
+
+    def __call__(self, run: Run) -> None:
+        """Do the work; the engine skips a stage whose artifact is done."""
+        ...
+
+
+class ModelSpec(Protocol):
+    """Where a module comes from, and how it is kept: a frozen dataclass in a recipe."""
+
+    def build(self, run: Run) -> nn.Module:
+        """The module as training finds it."""
+        ...
+
+    def save(self, module: nn.Module, folder: Path, run: Run) -> None:
+        """Write the trained module to an empty folder."""
+        ...
+
+    def load(self, folder: Path, run: Run) -> nn.Module:
+        """The inverse of `save`."""
+        ...
+
+
+class DataSpec(Protocol):
+    """Where examples come from: a frozen dataclass in a recipe."""
+
+    def load(self, run: Run) -> Mapping[str, Source]:
+        """The splits: `train`, `valid` (to choose), `test` (looked at once, at the end)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train the recipe's student (or this stage's own) with one method; the artifact is the trained module."""
+
+    method: Method
+    steps: int  # optimizer steps
+    batch: int  # items a step, over all micro-batches and ranks
+    optim: Optim = Optim()
+    optims: Mapping[str, Optim] = field(default_factory=dict[str, Optim])  # groups that move differently
+    accumulate: int = 1  # micro-batches a step
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: float32 masters behind bfloat16 parameters
+    checkpointing: bool = False  # gradient checkpointing: less memory, about a third more time
+    compile: bool = False  # torch.compile of the state's children; the method itself is never compiled
+    student: Any = None  # ModelSpec; None: the recipe's
+    data: Any = None  # DataSpec; None: the recipe's
+    label: str = ""  # what the report calls this student; empty: from the stage's name
+    seconds_of: str | None = None  # take as many steps as stage `speed_of` would take in the seconds of this stage
+    speed_of: str | None = None
+    checkpoint_minutes: float = 5.0
+
+    def __call__(self, run: Run) -> None:
+        """Set up, resume if a checkpoint is there, fit, save."""
+        spec = self.student or run.recipe.student
+        source = run.sources(self.data)["train"]
+        if len(source) == 0:
+            raise RunError("the training split is empty; give more data or a smaller share to hold out")
+        for name, teacher in run.teachers.items() if self.method.needs else ():
+            check_gives(name, teacher, self.method.needs)
+        run.horizon, run.step = self._planned(run), 0
+        torch.manual_seed(run.seed)
+        student = spec.build(run).to(run.device).train()
+        if self.checkpointing:
+            _checkpoint_gradients(student)
+        state = self.method.setup(student, run).to(run.device)
+        if self.compile:
+            for child in state.groups().values():
+                child.compile()
+        loop = Loop(self.method, state, run, self.optim, self.optims, bfloat16=self.precision == "bfloat16")
+        start, seconds = 0, 0.0
+        saved = run.restore()
+        if saved is not None:
+            start, value = saved
+            try:
+                loop.load_state_dict(value["loop"])
+            except (RuntimeError, KeyError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise RunError(
+                    f"the checkpoint of stage {run.stage!r} does not fit this recipe ({reason}); delete "
+                    f"{run.folder / 'state' / run.stage} to start the stage again"
+                ) from error
+            seconds = value["seconds"]
+            run.event("resumed", step=start)
+        run.forget_metrics(run.stage, start)
+        facts = {"kind": "model", "steps": run.horizon, "items": run.horizon * self.batch}
+        with stop_requests() as stop:
+            seconds = self._fit(loop, source, run, start, seconds, stop)
+            loop.close()
+            with run.artifact(run.stage, seconds=seconds, **facts) as folder:
+                spec.save(state.get_submodule("student").eval(), folder, run)
+            run.drop_checkpoints()
+        if stop.is_set():  # asked during the last step or while saving
+            raise Interrupted(f"stopped after stage {run.stage!r}; go on with: stillhouse run {run.folder}")
+
+    def _planned(self, run: Run) -> int:
+        if self.seconds_of is None or self.speed_of is None:
+            return self.steps
+        budget, twin = run.done(self.seconds_of), run.done(self.speed_of)
+        if budget is None or twin is None:
+            raise RunError(f"stage {run.stage!r} needs {self.seconds_of!r} and {self.speed_of!r} to be done before it")
+        return max(1, round(twin["steps"] * budget["seconds"] / twin["seconds"]))
+
+    def _fit(self, loop: Loop, source: Source, run: Run, start: int, seconds: float, stop: threading.Event) -> float:
+        """Take the steps from `start` on; the seconds of training so far, those before a resume included."""
+        clock = _Clock(seconds)
+        last_save = time.monotonic()
+
+        def save(step: int) -> None:
+            run.checkpoint(step, {"loop": loop.state_dict(), "seconds": clock.seconds})
+
+        def on_step(step: int, logs: dict[str, float]) -> None:
+            nonlocal last_save
+            clock.pause()
+            run.log(step, logs)
+            if run.progress is not None:
+                run.progress.update(run.stage, step + 1, run.horizon, logs, clock.seconds)
+            due = time.monotonic() - last_save > 60 * self.checkpoint_minutes
+            if (due or stop.is_set()) and step + 1 < run.horizon:
+                save(step + 1)
+                last_save = time.monotonic()
+            if stop.is_set() and step + 1 < run.horizon:
+                done = f"{step + 1} of {run.horizon}"
+                raise Interrupted(f"stopped after step {done}; go on with: stillhouse run {run.folder}")
+            clock.start()
+
+        clock.start()
+        try:
+            size, parts = self.batch, self.accumulate
+            fit(loop, source, steps=run.horizon, size=size, accumulate=parts, start=start, on_step=on_step)
+        except Interrupted:
+            raise
+        except Exception:
+            if run.step > start and loop.between:  # the state is that of before the failed step: nothing is lost
+                clock.pause()
+                save(run.step)
+            raise
+        clock.pause()
+        return clock.seconds
+
+
+class Check(Protocol):
+    """One question about models: a frozen dataclass in `audits/`."""
+
+    def __call__(self, run: Run, subjects: Subjects) -> Iterable[Finding]:
+        """The findings, one per subject and quantity."""
+        ...
+
+
+@dataclass
+class Subjects:
+    """The models an audit looks at, loaded one at a time: `start`, `teacher` and the trained stages."""
+
+    run: Run
+    names: tuple[str, ...]
+
+    def load(self, name: str) -> nn.Module:
+        """The student as it was before training (`start`) or as stage `name` left it."""
+        run = self.run
+        if name == "start":
+            torch.manual_seed(run.seed)
+            module = run.recipe.student.build(run)
+        else:
+            stage = run.recipe.stages.get(name)
+            if not isinstance(stage, Train):
+                raise RunError(f"no training stage {name!r} to audit; there are {', '.join(run.recipe.stages)}")
+            module = (stage.student or run.recipe.student).load(run.path(name), run)
+        gc.collect()
+        return module.to(run.device).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Ask the checks about the subjects; the artifact is the list of findings."""
+
+    subjects: tuple[str, ...]
+    checks: tuple[Check, ...]
+    kind: ClassVar[str] = "findings"
+
+    def __call__(self, run: Run) -> None:
+        """Run every check and keep what it found."""
+        subjects = Subjects(run, self.subjects)
+        findings = [finding for check in self.checks for finding in check(run, subjects)]
+        run.save_json(run.stage, [f.plain() for f in findings], kind=self.kind)
+
+
+class LazyTeachers(Mapping[str, Teacher]):
+    """The recipe's teachers, each built when it is first asked for: a stage that needs none loads none."""
+
+    def __init__(self, specs: Mapping[str, Any], run: Run):
+        self.specs, self.run = specs, run
+        self.built: dict[str, Teacher] = {}
+
+    def __getitem__(self, name: str) -> Teacher:
+        if name not in self.built:
+            self.built[name] = self.specs[name].build(self.run)
+        return self.built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+def execute(recipe: Recipe, run: Run) -> None:
+    """Run the stages that are not done yet, in order."""
+    run.recipe = recipe
+    run.teachers = LazyTeachers(recipe.teachers, run)
+    for name, stage in recipe.stages.items():
+        if run.done(name):
+            continue
+        run.stage, run.step = name, 0
+        run.event("stage", state="started")
+        began = time.monotonic()
+        stage(run)
+        run.event("stage", state="done", seconds=time.monotonic() - began)
+
+
+@contextmanager
+def stop_requests():
+    """An event that the first Ctrl-C (or SIGTERM) sets; a second one interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Clock:
+    """Seconds spent in training steps alone: not in checkpoints, not in progress bars."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.began: float | None = None
+
+    def start(self) -> None:
+        self.began = time.monotonic()
+
+    def pause(self) -> None:
+        if self.began is not None:
+            self.seconds += time.monotonic() - self.began
+            self.began = None
+
+
+def _checkpoint_gradients(student: nn.Module) -> None:
+    switch = next((m for m in student.modules() if hasattr(m, "gradient_checkpointing_enable")), None)
+    if switch is None:
+        raise RunError("checkpointing=true, but this student has no gradient checkpointing; set it to false")
+    switch.gradient_checkpointing_enable()  # type: ignore[operator]

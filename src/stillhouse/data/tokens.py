@@ -1,0 +1,209 @@
+"""Text as packed rows of tokens: chat templates, loss on the assistant's tokens, no leak between packed documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.run import Run, RunError
+from ..core.signal import Batch
+from .tables import Row, read_rows, split_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One example as tokens; `counts[i]` says whether token i is to be predicted (its loss counts)."""
+
+    tokens: list[int]
+    counts: list[bool]
+    example: int  # the row it came from; the pieces of a long document share it
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of up to `length` tokens, each holding one or more documents that do not see each other."""
+
+    rows: tuple[tuple[Document, ...], ...]
+    length: int
+    classes: int | None = None  # size of the vocabulary, for models that are made to measure
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all rows, padding left out."""
+        return sum(len(d.tokens) for row in self.rows for d in row)
+
+    @property
+    def targets(self) -> int:
+        """Tokens whose loss counts."""
+        return sum(sum(d.counts[1:]) for row in self.rows for d in row)
+
+    def batch(self, items: Sequence[int], epoch: int) -> Batch:
+        """inputs tokens/position/document [B, T], labels and weight [B, T], example [B, T] (-1 is padding).
+
+        `labels[b, t]` follows `tokens[b, t]`; the last token of a document predicts nothing (weight 0).
+        """
+        rows = [self.rows[i] for i in items]
+        width = max((sum(len(d.tokens) for d in row) for row in rows), default=0)
+        names = ("tokens", "position", "document", "labels", "example")
+        tables = {name: torch.full((len(rows), width), -1 if name in ("document", "example") else 0) for name in names}
+        weight = torch.zeros(len(rows), width)
+        for r, row in enumerate(rows):
+            at = 0
+            for number, document in enumerate(row):
+                n = len(document.tokens)
+                span = slice(at, at + n)
+                ids = torch.tensor(document.tokens)
+                tables["tokens"][r, span] = ids
+                tables["position"][r, span] = torch.arange(n)
+                tables["document"][r, span] = number
+                tables["example"][r, span] = document.example
+                tables["labels"][r, at : at + n - 1] = ids[1:]
+                weight[r, at : at + n - 1] = torch.tensor(document.counts[1:], dtype=torch.float32)
+                at += n
+        inputs: dict[str, Tensor] = {k: tables[k] for k in ("tokens", "position", "document")}
+        return {"inputs": inputs, "labels": tables["labels"], "weight": weight, "example": tables["example"]}
+
+
+def pack(documents: Iterable[Document], length: int, classes: int | None = None) -> Packed:
+    """Best-fit-decreasing packing. A document longer than `length` is cut into pieces that count as documents."""
+    pieces: list[Document] = []
+    for d in documents:
+        for at in range(0, len(d.tokens), length):
+            piece = Document(d.tokens[at : at + length], d.counts[at : at + length], d.example)
+            if len(piece.tokens) > 1 and any(piece.counts[1:]):
+                pieces.append(piece)
+    pieces.sort(key=lambda d: -len(d.tokens))
+    room: dict[int, list[int]] = {}  # free tokens -> rows with that much room
+    rows: list[list[Document]] = []
+    for piece in pieces:
+        need = len(piece.tokens)
+        fit = min((free for free, found in room.items() if free >= need and found), default=None)
+        if fit is None:
+            rows.append([piece])
+            index, fit = len(rows) - 1, length
+        else:
+            index = room[fit].pop()
+            rows[index].append(piece)
+        room.setdefault(fit - need, []).append(index)
+    return Packed(tuple(tuple(row) for row in rows), length, classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A user's text file for language models: `text`, `prompt` + `completion` or `messages` columns, found or named.
+
+    With a prompt or messages only the completion's or the assistant's tokens count. Splits are by row content.
+    """
+
+    path: str
+    column: str | None = None  # the column to use; None: the first of messages, prompt + completion, text
+    length: int = 512  # tokens in a packed row
+    valid: float = 0.05  # share of the rows held out to choose
+    test: float = 0.05  # share of the rows held out to judge
+    limit: int | None = None  # use at most so many rows
+
+    def load(self, run: Run) -> Mapping[str, Packed]:
+        """The packed splits."""
+        splits = self.rows(run)
+        tokenizer = run.recipe.student.tokenizer(run)
+        packed = {name: self._pack(rows, tokenizer, run) for name, rows in splits.items()}
+        if not packed["train"].rows:
+            reasons = sorted({r["why"] for r in run.read("rejects.jsonl")})
+            raise RunError(f"no row of {self.path} can be learned from: {'; '.join(reasons[:3]) or 'all are empty'}")
+        return packed
+
+    def rows(self, run: Run) -> dict[str, list[Row]]:
+        """The splits as rows."""
+        rows = read_rows(self.path, run)[: self.limit]
+        return split_rows(rows, valid=self.valid, test=self.test, run=run)
+
+    def prompts(self, run: Run) -> dict[str, list[list[int]]]:
+        """The prompt of every row as tokens: what a teacher is asked to answer."""
+        tokenizer = run.recipe.student.tokenizer(run)
+        found = {name: [encode_prompt(row, tokenizer) for row in rows] for name, rows in self.rows(run).items()}
+        return {name: [p[: self.length] for p in prompts] for name, prompts in found.items()}
+
+    def _pack(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, run: Run) -> Packed:
+        documents: list[Document] = []
+        for number, row in enumerate(rows):
+            made = encode(row, tokenizer, self.column)
+            if isinstance(made, str):
+                run.reject(row, made)
+            else:
+                documents.append(Document(*made, number))
+        return pack(documents, self.length)
+
+
+def encode(row: Row, tokenizer: Any, column: str | None = None) -> tuple[list[int], list[bool]] | str:
+    """A row's tokens and which of them count; or, if it cannot be learned from, the reason."""
+    kind = column or next((c for c in ("messages", "completion", "text") if row.get(c)), None)
+    if kind is None:
+        if row.get("prompt") or row.get("question"):
+            return "a prompt without a completion: let the teacher write the answers (method seqkd)"
+        return "no `text`, `prompt` + `completion` or `messages`; name the column"
+    value = row.get(kind)
+    if not value:
+        return f"column {kind!r} is empty"
+    if kind == "messages" or isinstance(value, list):
+        return _encode_chat(value, tokenizer)
+    if kind == "completion":
+        return _encode_pair(str(row.get("prompt") or ""), str(value), tokenizer)
+    tokens = tokenizer(str(value))["input_ids"]
+    end = tokenizer.eos_token_id
+    tokens = tokens if end is None else [*tokens, end]
+    return tokens, [True] * len(tokens)
+
+
+def _encode_pair(prompt: str, completion: str, tokenizer: Any) -> tuple[list[int], list[bool]] | str:
+    """A prompt and its completion: as a chat if the tokenizer has a template, else joined as they are."""
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        return _encode_chat(chat, tokenizer)
+    head = tokenizer(prompt)["input_ids"]
+    tail = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return head + tail, [False] * len(head) + [True] * len(tail)
+
+
+def _encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tuple[list[int], list[bool]] | str:
+    """A rendered conversation in which the assistant's words and the token that ends each turn count."""
+    if not tokenizer.chat_template:
+        return "a conversation, but the tokenizer has no chat template; give prompt + completion columns instead"
+    if not any(m.get("role") == "assistant" and m.get("content") for m in messages):
+        return "a conversation without an assistant's answer: let the teacher write it (method seqkd)"
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    spans: list[tuple[int, int]] = []
+    for i, message in enumerate(messages):
+        if message.get("role") == "assistant":
+            begin = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
+            until = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+            if not text.startswith(begin) or not text.startswith(until):
+                return "the chat template rewrites earlier turns, so the assistant's words cannot be found"
+            spans.append((len(begin), len(until.rstrip("\n"))))
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    counts = [any(a <= start < b for a, b in spans) for start, _ in coded["offset_mapping"]]
+    return coded["input_ids"], counts
+
+
+def encode_prompt(row: Row, tokenizer: Any, opening: int = 32) -> list[int]:
+    """The tokens up to where the assistant (or the completion) begins; the first `opening` tokens of a plain text."""
+    if row.get("text") and not row.get("messages") and not row.get("prompt"):
+        return tokenizer(str(row["text"]))["input_ids"][:opening]
+    if row.get("messages"):
+        last = max((i for i, m in enumerate(row["messages"]) if m.get("role") == "assistant"), default=None)
+        turns = row["messages"] if last is None else row["messages"][:last]
+    else:
+        turns = [{"role": "user", "content": str(row.get("prompt") or row.get("question") or "")}]
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(turns[-1]["content"])["input_ids"]

@@ -1,0 +1,150 @@
+"""Sequence-Level Knowledge Distillation (Kim & Rush 2016): the teacher writes the training text, the student reads it.
+
+    L = - sum_t log q(y_t | x, y_<t),   y = the teacher's answer to x
+
+x is a prompt of the data (the uncounted beginning of a document), q the student. The stage `Write` keeps the teacher's
+answers as the very tokens that it drew; the student then learns from them with cross-entropy.
+
+Differs from the paper: the answer is sampled (temperature 1 by default; 0 takes the most likely token each time) where
+the paper takes the best of a beam: a sample keeps the teacher's diversity, and the beams of open-ended language models
+degenerate. The data's own answer is replaced, as in the paper's Seq-KD; its Seq-Inter is not here. An answer that did
+not end within `max_new` tokens is kept as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...core.paper import Paper
+from ...core.proof import Proof
+from ...core.recipe import Recipe, Scale, pick
+from ...core.run import Interrupted, Run, seed_of, write_atomically
+from ...core.signal import Kind
+from ...core.stage import stop_requests
+from ...data.written import Written
+from ...models.generate import Sampling, generate, prompts_of
+from ..settings import language
+from .supervised import Supervised
+
+PAPER = Paper(
+    id="seqkd",
+    title="Sequence-Level Knowledge Distillation",
+    authors=("Yoon Kim", "Alexander M. Rush"),
+    year=2016,
+    arxiv="1606.07947",
+    venue="EMNLP",
+    modality=("text",),
+    claim="A student that learns from the teacher's own answers does better than one that learns from the data's.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """Let the teacher answer the prompts of the data; a killed stage goes on behind the last finished batch."""
+
+    data: Any  # DataSpec whose prompts are answered
+    splits: tuple[str, ...] = ("train",)
+    sampling: Sampling = Sampling()
+    each: int = 1  # answers to every training prompt
+    limit: int | None = None  # prompts of a split, at most
+    needs: ClassVar[frozenset[Kind]] = frozenset({"text"})
+
+    def __call__(self, run: Run) -> None:
+        """The artifact holds one file per split: `{"example", "prompt", "answer"}` a line, in tokens."""
+        teacher: Any = run.teacher
+        jobs = {
+            split: [
+                (i, p) for i, p in enumerate(prompts[: self.limit]) for _ in range(self.each if split == "train" else 1)
+            ]
+            for split, prompts in self._prompts(run).items()
+        }
+        total, done = sum(map(len, jobs.values())), 0
+        parts = run.folder / "state" / run.stage
+        parts.mkdir(parents=True, exist_ok=True)
+        with stop_requests() as stop, run.artifact(run.stage, kind="text", classes=self._classes(run)) as folder:
+            for split, prompts in jobs.items():
+                prompts.sort(key=lambda job: (len(job[1]), job[0]))  # answers of like length leave a batch together
+                lines: list[str] = []
+                for begin in range(0, len(prompts), self.sampling.batch):
+                    chosen = prompts[begin : begin + self.sampling.batch]
+                    path = parts / f"{split}_{begin:08d}.jsonl"
+                    if not path.exists():
+                        self._answer(chosen, teacher.module, run, path, (split, begin))
+                    lines += path.read_text(encoding="utf-8").splitlines()
+                    done += len(chosen)
+                    if run.progress is not None:
+                        run.progress.update(run.stage, done, total, {}, 0.0)
+                    if stop.is_set() and done < total:
+                        raise Interrupted(
+                            f"stopped after {done} of {total} answers; go on with: stillhouse run {run.folder}"
+                        )
+                lines.sort(key=lambda line: json.loads(line)["example"])
+                (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            run.event("cost", tokens=0, teacher_tokens=self._tokens(folder))
+        run.drop_checkpoints()
+
+    def _answer(
+        self, jobs: Sequence[tuple[int, list[int]]], module: Any, run: Run, path: Path, place: tuple[str, int]
+    ) -> None:
+        prompts = [prompt for _, prompt in jobs]
+        answers = generate(module, prompts, self.sampling, seed=seed_of(run.seed, "write", *place))
+        lines = [
+            json.dumps({"example": i, "prompt": prompt, "answer": answer})
+            for (i, prompt), answer in zip(jobs, answers, strict=True)
+        ]
+        write_atomically(path, "\n".join(lines) + "\n")
+
+    def _prompts(self, run: Run) -> dict[str, list[list[int]]]:
+        if hasattr(self.data, "prompts"):
+            found = self.data.prompts(run)
+            return {name: found[name] for name in self.splits}
+        sources = run.sources(self.data)
+        return {name: prompts_of(sources[name].batch(range(len(sources[name])), 0)) for name in self.splits}
+
+    def _classes(self, run: Run) -> int | None:
+        return None if hasattr(self.data, "prompts") else run.sources(self.data)["train"].classes
+
+    def _tokens(self, folder: Path) -> int:
+        lines = [
+            json.loads(line)
+            for path in folder.glob("*.jsonl")
+            for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+        return sum(len(line["prompt"]) + len(line["answer"]) for line in lines)
+
+
+def recipe(scale: Scale = "small") -> Recipe:
+    """The shared language experiment, with the training answers replaced by the teacher's."""
+    base = language("seqkd", scale, Supervised())
+    sampling = Sampling(
+        max_new=pick(scale, smoke=24, small=120, paper=512), batch=pick(scale, smoke=64, small=256, paper=64)
+    )
+    stages = dict(base.stages)
+    train, audit = stages.pop("train"), stages.pop("audit")
+    stages |= {"write": Write(data=base.data, sampling=sampling), "train": train, "audit": audit}
+    written = Written(stage="write", base=base.data)
+    return Recipe(id=base.id, student=base.student, data=base.data, teachers=base.teachers, stages=stages).set(
+        "stages.train.data", written
+    )
+
+
+def proof() -> Proof:
+    """Learning from the teacher's words against learning from the data's, at equal steps."""
+    ours = recipe("small")
+    base = language("seqkd", "small", Supervised())
+    return Proof(
+        claim="A student that reads the teacher's own text is nearer to the teacher than the same student that reads the"
+        " data, at equal steps.",
+        arms={"ours": ours, "alone": base},
+        metric="reverse_kl",
+        better="lower",
+        beats=("alone",),
+        tune={"train.optim.lr": (1e-3, 3e-3)},
+        minutes=20.0,
+        note="reverse_kl is KL(student || teacher) on held-out docstrings; the teacher's own text is what the student"
+        " imitates, so its distance to the teacher is the paper's aim.",
+    )

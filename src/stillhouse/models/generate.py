@@ -1,0 +1,231 @@
+"""Sampling from causal language models in batches, from one model or from a mixture of two."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.run import seed_of
+from ..core.signal import Batch, HeadLogits
+from ..data.tokens import Document, Packed
+from .hub import CausalLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How answers are drawn."""
+
+    temperature: float = 1.0  # 0: always the most likely token
+    top_p: float = 1.0
+    max_new: int = 128  # tokens
+    batch: int = 64  # prompts at a time
+
+
+@torch.no_grad()
+def generate(
+    module: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    end: int | None = None,
+    mix: tuple[nn.Module, float] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """One answer per prompt, as tokens; the end token is kept, so a cut-off answer can be told from a finished one.
+
+    Prompts of one length or nearly so share a batch. `end` defaults to the model's own end token. With
+    `mix = (other, share)` every token is drawn from share * other + (1 - share) * model. `on_batch(prompts done,
+    tokens made)` reports progress. Prompts and sampling settings alone, not the batch's split into ranks, decide what
+    is drawn for a given `seed`.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    end = end_of(module) if end is None else end
+    parts = [(module, 1.0 - (mix[1] if mix else 0.0))] + ([mix] if mix else [])
+    training = [part.training for part, _ in parts]
+    for part, _ in parts:
+        part.eval()
+    try:
+        for chosen in _batches(prompts, sampling.batch, padded=all(isinstance(part, CausalLM) for part, _ in parts)):
+            draw = torch.Generator().manual_seed(seed_of(seed, "generate", [list(prompts[i]) for i in chosen]))
+            made = _answers([prompts[i] for i in chosen], parts, sampling, end, draw)
+            for i, answer in zip(chosen, made, strict=True):
+                answers[i] = answer
+            if on_batch is not None:
+                on_batch(len(chosen), sum(map(len, made)))
+    finally:
+        for (part, _), was in zip(parts, training, strict=True):
+            part.train(was)
+    return answers
+
+
+def end_of(module: nn.Module) -> int | None:
+    """The token that ends an answer, or None if the model has none."""
+    if not isinstance(module, CausalLM):
+        return None
+    ends = getattr(module.model.generation_config, "eos_token_id", None) or module.config.eos_token_id
+    return ends[0] if isinstance(ends, (list, tuple)) else ends
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int, *, padded: bool) -> list[list[int]]:
+    """Indices of the prompts of each batch: sorted by length, and all of one length where padding is not understood."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
+        last = batches[-1] if batches else []
+        if last and len(last) < size and (padded or len(prompts[last[0]]) == len(prompts[i])):
+            last.append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _answers(
+    prompts: Sequence[Sequence[int]],
+    parts: Sequence[tuple[nn.Module, float]],
+    sampling: Sampling,
+    end: int | None,
+    draw: torch.Generator,
+) -> list[list[int]]:
+    readers = [(_reader(module, prompts), share) for module, share in parts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))
+    tokens: Tensor | None = None
+    for _ in range(sampling.max_new):
+        probs: Tensor | None = None
+        for reader, share in readers:
+            each = _distribution(reader.read(tokens), sampling) * share
+            probs = each if probs is None else probs + each
+        assert probs is not None
+        chosen = probs.argmax(-1) if sampling.temperature == 0 else _sample(probs, draw)
+        tokens = chosen.to(probs.device)
+        for row, token in zip(alive, chosen.tolist(), strict=True):
+            answers[row].append(token)
+        going = [k for k, row in enumerate(alive) if answers[row][-1] != end]
+        if not going:
+            break
+        if len(going) < 0.75 * len(alive):  # finished rows leave the batch, a few at a time
+            index = torch.tensor(going)
+            for reader, _ in readers:
+                reader.keep(index)
+            alive, tokens = [alive[k] for k in going], tokens[index.to(tokens.device)]
+    return [_until(answer, end) for answer in answers]
+
+
+def _until(answer: list[int], end: int | None) -> list[int]:
+    return answer[: answer.index(end) + 1] if end in answer else answer
+
+
+def _distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities `[B, V]` in float32 at the sampling's temperature, the tail beyond `top_p` cut off."""
+    logits = logits.float()
+    if sampling.temperature == 0:
+        return logits.softmax(-1)
+    probs = (logits / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1.0:
+        ordered, index = probs.sort(-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probs = probs.scatter(-1, index, ordered.masked_fill(beyond, 0.0))
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def _sample(probs: Tensor, draw: torch.Generator) -> Tensor:
+    """One class per row by the inverse of the cumulative sum: one random number a row, drawn on the CPU."""
+    point = torch.rand(len(probs), 1, generator=draw, dtype=torch.float64)
+    total = probs.double().cumsum(-1)
+    found = torch.searchsorted(total, point.to(probs.device) * total[:, -1:]).squeeze(-1)
+    return found.clamp(max=probs.shape[-1] - 1)
+
+
+class _Reader(Protocol):
+    """Reads a batch of texts token by token."""
+
+    def read(self, tokens: Tensor | None) -> Tensor:
+        """Next-token logits `[B, V]` after the prompts (None) or after one more token each, `[B]`."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        ...
+
+
+def _reader(module: nn.Module, prompts: Sequence[Sequence[int]]) -> _Reader:
+    return _Cached(module, prompts) if isinstance(module, CausalLM) else _Plain(module, prompts)
+
+
+class _Plain:
+    """Any module that maps tokens to logits: reads the whole text again for each token. Prompts are of one length."""
+
+    def __init__(self, module: nn.Module, prompts: Sequence[Sequence[int]]):
+        self.module = module
+        self.text = torch.tensor([list(p) for p in prompts], device=next(module.parameters()).device)
+
+    def read(self, tokens: Tensor | None) -> Tensor:
+        if tokens is not None:
+            self.text = torch.cat([self.text, tokens[:, None]], 1)
+        logits: Any = self.module(self.text)
+        return logits[:, -1].dense() if isinstance(logits, HeadLogits) else logits[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        self.text = self.text[rows.to(self.text.device)]
+
+
+class _Cached:
+    """A Hugging Face model with its key-value cache; prompts are padded on the left."""
+
+    def __init__(self, module: CausalLM, prompts: Sequence[Sequence[int]]):
+        self.module = module
+        device = next(module.parameters()).device
+        width = max(len(p) for p in prompts)
+        self.tokens = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
+        self.mask = torch.zeros_like(self.tokens)
+        for row, prompt in enumerate(prompts):
+            self.tokens[row, width - len(prompt) :] = torch.tensor(list(prompt), device=device)
+            self.mask[row, width - len(prompt) :] = 1
+        self.cache: Any = importlib.import_module("transformers").DynamicCache(config=module.config)
+
+    def read(self, tokens: Tensor | None) -> Tensor:
+        if tokens is None:
+            new, position = self.tokens, (self.mask.cumsum(-1) - 1).clamp(min=0)
+        else:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+            new, position = tokens[:, None], self.mask.sum(-1, keepdim=True) - 1
+        out = self.module.decoder(
+            input_ids=new, attention_mask=self.mask, position_ids=position, past_key_values=self.cache, use_cache=True
+        )
+        return self.module.project(out.last_hidden_state[:, -1]).dense()
+
+    def keep(self, rows: Tensor) -> None:
+        rows = rows.to(self.mask.device)
+        self.mask = self.mask[rows]
+        self.cache.batch_select_indices(rows)
+
+
+def prompts_of(batch: Batch, *, opening: int = 8) -> list[list[int]]:
+    """The prompts of a packed language batch: each document up to where its counted tokens begin.
+
+    A document in which all tokens count has no prompt; its first `opening` tokens serve as one.
+    """
+    found: list[list[int]] = []
+    tokens, number, weight = batch["inputs"]["tokens"], batch["inputs"]["document"], batch["weight"]
+    for row in range(len(tokens)):
+        for document in range(int(number[row].max()) + 1):
+            here = number[row] == document
+            ids, counts = tokens[row][here].tolist(), (weight[row][here] > 0).tolist()
+            begin = counts.index(True) + 1 if True in counts else len(ids)
+            found.append(ids[: opening if begin == 1 else begin])
+    return found
+
+
+def answered(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Batch:
+    """Prompts with their answers as a language batch, one document a row, in which only the answers count."""
+    rows = tuple(
+        (Document([*p, *a], [False] * len(p) + [True] * len(a), i),)
+        for i, (p, a) in enumerate(zip(prompts, answers, strict=True))
+    )
+    return Packed(rows, max((len(r[0].tokens) for r in rows), default=0)).batch(range(len(rows)), 0)

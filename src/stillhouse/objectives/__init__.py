@@ -1,0 +1,1 @@
+"""What is minimised, as pure functions: (student, teacher, ...) to one value per item, in nats, student first."""

@@ -1,0 +1,206 @@
+"""What a language run will need, before it starts: memory, minutes, bytes on disk, teacher tokens."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from .core.recipe import Recipe
+from .core.run import Run, RunError, best_device
+from .core.stage import Audit, Train
+
+EFFICIENCY = 0.42  # of a bare matrix product's speed that a whole training step reaches (measured on two CPU cores)
+DECODING = 0.10  # the same for drawing text, a token at a time, 64 texts together
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The estimate; `str()` prints it."""
+
+    student: int  # parameters
+    teacher: int
+    rows: int  # training rows
+    tokens: int  # training tokens, padding left out
+    targets: int  # of which count
+    step_seconds: float  # of a distilling step
+    alone_seconds: float  # of a step without the teacher
+    other_seconds: float  # writing, auditing
+    steps: int
+    memory: float  # peak bytes
+    disk: float  # bytes
+    teacher_tokens: int
+    free_memory: float
+    device: str
+
+    @property
+    def minutes(self) -> float:
+        """The whole run."""
+        return (self.steps * (2 * self.step_seconds + self.alone_seconds) + self.other_seconds) / 60
+
+    @staticmethod
+    def of(recipe: Recipe) -> Plan:
+        """Read the data and the models' configurations, time one matrix product; loads no weights."""
+        train: Train = recipe.stages["train"]
+        with TemporaryDirectory() as folder:
+            run = Run(Path(folder) / "plan", seed=recipe.seed)
+            run.recipe = recipe
+            rows, tokens, targets, written = _data(recipe, run)
+        big, small = _sizes(recipe)
+        device = best_device()
+        speed = _matmul_speed(device) * EFFICIENCY
+        per_step = train.batch * tokens / max(1, rows)
+        share = targets / max(1, tokens)
+        alone = per_step * (6 * small.body + 6 * small.head * share) / speed
+        both = alone + per_step * (2 * big.body + 2 * big.head * share) / speed
+        writing = written * (2 * big.body + 2 * big.head) / (speed / EFFICIENCY * DECODING)
+        judged = 0.1 * tokens + 4 * 100
+        subjects = sum(len(s.subjects) for s in recipe.stages.values() if isinstance(s, Audit))
+        audit = judged * subjects * 2 * (big.body + small.body + 2 * small.head) / speed + 20 * subjects
+        adapted = [s.steps for n, s in recipe.stages.items() if n == "adapt"]
+        adapting = sum(adapted) * per_step * 6 * (big.body + big.head * share) / speed
+        micro = per_step / train.accumulate
+        activations = micro * small.layers * (20 * small.width + 8 * small.inner) * 2
+        state = small.parameters * (2 + 4 + 8 + 4) if train.precision == "bfloat16" else small.parameters * 16
+        arms = sum(isinstance(s, Train) for s in recipe.stages.values())
+        return Plan(
+            student=small.parameters, teacher=big.parameters, rows=rows, tokens=tokens, targets=targets,
+            step_seconds=both, alone_seconds=alone, other_seconds=writing + audit + adapting, steps=train.steps,
+            memory=0.7 * GIB + 2 * big.parameters + state + activations + 0.35 * GIB,
+            disk=arms * 2 * small.parameters + 14 * small.parameters,
+            teacher_tokens=int(train.steps * per_step + written), free_memory=_free_memory(device), device=str(device),
+        )  # fmt: skip
+
+    def fitted(self, recipe: Recipe, minutes: float | None) -> Recipe:
+        """The recipe with as many steps as fit into the budget, or with two passes over the data."""
+        train = recipe.stages["train"]
+        steps = math.ceil(2 * self.rows / train.batch)
+        if minutes is not None:
+            per_step = 2 * self.step_seconds + self.alone_seconds
+            steps = int((60 * minutes - self.other_seconds) / per_step)
+            if steps < 5:
+                least = (self.other_seconds + 5 * per_step) / 60
+                raise RunError(f"{minutes:g} minutes are too few here: give at least {math.ceil(least)}, or less data")
+        stages = {
+            name: replace(stage, steps=max(1, steps)) if name in ("train", "alone_tokens", "alone_time") else stage
+            for name, stage in recipe.stages.items()
+        }
+        return recipe.set("stages", stages)
+
+    def check(self) -> None:
+        """RunError if the machine's memory cannot hold it."""
+        if self.memory > self.free_memory:
+            raise RunError(
+                f"this needs about {self.memory / GIB:.1f} GiB of memory and {self.free_memory / GIB:.1f} GiB are free: "
+                "take a smaller student, shorter rows (--length) or --set train.checkpointing=true"
+            )
+
+    def __str__(self) -> str:
+        return "\n".join(
+            (
+                f"teacher   {self.teacher / 1e6:,.1f} M parameters",
+                f"student   {self.student / 1e6:,.1f} M parameters, {self.student / self.teacher:.0%} of the teacher",
+                f"data      {self.tokens:,} training tokens in {self.rows:,} rows, {self.targets:,} of them to predict",
+                f"steps     {self.steps:,}, about {self.step_seconds:.1f} s each, and two arms without the teacher",
+                f"time      about {_minutes(self.minutes)} in all, on {self.device}",
+                f"memory    about {self.memory / GIB:.1f} GiB at the peak, {self.free_memory / GIB:.1f} GiB free",
+                f"disk      about {self.disk / GIB:.1f} GiB",
+                f"teacher   reads about {self.teacher_tokens:,} tokens",
+            )
+        )
+
+
+def _minutes(minutes: float) -> str:
+    return f"{max(1, round(minutes))} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+@dataclass(frozen=True)
+class _Size:
+    body: float  # multiplied per token
+    head: float
+    parameters: int
+    layers: int
+    width: int
+    inner: int
+
+
+def _sizes(recipe: Recipe) -> tuple[_Size, _Size]:
+    from .models.hub import HubLM, StageLM
+    from .models.shrink import Shrink
+
+    def path_of(spec: Any) -> str:
+        if isinstance(spec, StageLM):
+            return path_of(recipe.stages[spec.stage].student)
+        return spec.path if isinstance(spec, HubLM) else path_of(spec.of)
+
+    teacher = _size(path_of(recipe.teachers["teacher"].model))
+    student = recipe.student
+    cut = student if isinstance(student, Shrink) else None
+    return teacher, _size(path_of(student), cut)
+
+
+def _size(path: str, cut: Any = None) -> _Size:
+    from .models.hub import load_config, transformers
+
+    config = load_config(path)
+    if cut is not None:
+        config.num_hidden_layers = len(cut.keep) or cut.layers or config.num_hidden_layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: config.num_hidden_layers]
+        if cut.width or cut.ffn:
+            config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            config.hidden_size = cut.width or config.hidden_size
+            config.intermediate_size = cut.ffn or config.intermediate_size
+    with torch.device("meta"):
+        model = transformers().AutoModelForCausalLM.from_config(config)
+    parameters = sum({id(p): p.numel() for p in model.parameters()}.values())
+    head = model.get_output_embeddings().weight.numel()
+    tables = {id(p): p.numel() for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return _Size(
+        parameters - sum(tables.values()), head, parameters, config.num_hidden_layers, config.hidden_size, inner
+    )
+
+
+def _data(recipe: Recipe, run: Run) -> tuple[int, int, int, int]:
+    """Rows, tokens and counted tokens of the training split, and tokens that the teacher has to write."""
+    from .data.written import Written
+
+    if isinstance(recipe.data, Written):
+        write = recipe.stages[recipe.data.stage]
+        prompts = recipe.data.base.prompts(run)["train"][: write.limit]
+        answers = len(prompts) * write.each * write.sampling.max_new // 2  # about half of the room is used
+        tokens = sum(map(len, prompts)) * write.each + answers
+        return max(1, tokens // (recipe.data.length or recipe.data.base.length)), tokens, answers, answers
+    source = recipe.data.load(run)["train"]
+    return len(source), source.tokens, source.targets, 0
+
+
+def _matmul_speed(device: torch.device) -> float:
+    """Multiply-adds a second, times two, of a bfloat16 product of this kind of model's size."""
+    a, b = (torch.randn(1024, 1024, dtype=torch.bfloat16, device=device) for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 8 * 1024**3 / (time.perf_counter() - began))
+    return best
+
+
+def _free_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return math.inf

@@ -1,0 +1,119 @@
+"""Figures as inline SVG that follows the page: its fonts, and its colours in the light and in the dark.
+
+Matplotlib draws with stand-in colours, which are then replaced by the page's CSS variables.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from ..core.report import Figure
+from .tables import COLOURS, Subject
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SLOT = [f"#01{slot:02x}fe" for slot in range(COLOURS)]
+INK, MUTED, LINE = "#02fe01", "#02fe02", "#02fe03"
+VARIABLES = {**{colour: f"var(--c{slot})" for slot, colour in enumerate(SLOT)}, INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
+WIDTH = 5.2  # inches of 72 units; the page scales it
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "stillhouse", "text.parse_math": False, "font.size": 9, "text.color": INK,
+    "axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.size": 0, "ytick.major.size": 0, "grid.color": LINE,
+    "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False, "axes.unicode_minus": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A number with its interval and the words beside it."""
+
+    subject: Subject
+    value: float
+    low: float | None
+    high: float | None
+    text: str
+
+
+def dots(rows: Sequence[Dot], axis: str, zero: bool = False) -> str:
+    """One line per row: its name, its number, and below them the dot on its interval. `zero` marks no difference."""
+
+    def draw(axes: Axes) -> None:
+        for y, row in enumerate(rows):
+            colour = SLOT[row.subject.slot]
+            if row.low is not None and row.high is not None:
+                axes.plot([row.low, row.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")
+            axes.plot([row.value], [y], "o", color=colour, markersize=6.5)
+            above = {"y": y - 0.33, "va": "center", "transform": axes.get_yaxis_transform()}
+            axes.text(0, s=row.subject.label, color=INK, **above)
+            axes.text(1, s=row.text, color=MUTED, ha="right", **above)
+        if zero:
+            axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
+        axes.set_ylim(len(rows) - 0.5, -0.75)
+        axes.margins(x=0.06)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(axis)
+
+    return _svg(draw, height=0.55 + 0.48 * len(rows))
+
+
+def lines(figure: Figure, who: Mapping[str, Subject], smooth: bool = False) -> str:
+    """The curves of a figure; with `smooth`, what was measured in thin lines below its running mean."""
+
+    def draw(axes: Axes) -> None:
+        # the longest first, so that a shorter run of the same beginning stays visible
+        for name, points in sorted(figure.series.items(), key=lambda item: -len(item[1])):
+            subject = who.get(name)
+            x, y = [p[0] for p in points], [p[1] for p in points]
+            if subject is None:
+                axes.plot(x, y, color=MUTED, linewidth=1, linestyle=(0, (3, 2)), label=name)
+                continue
+            colour = SLOT[subject.slot]
+            if smooth:
+                axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.3)
+                y = _running_mean(y)
+            marker = "" if smooth else "o"
+            axes.plot(x, y, color=colour, linewidth=1.7, marker=marker, markersize=3.5, label=subject.label)
+        axes.set_xlabel(figure.x)
+        axes.set_ylabel(figure.y)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handlelength=1.4, labelcolor=INK)
+
+    return _svg(draw, height=2.6)
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """An exponential mean over about a twentieth of the curve, unbiased at its beginning."""
+    keep = 1 - 1 / max(1.0, len(values) / 20)
+    sums = accumulate(values, lambda total, v: keep * total + v, initial=0.0)
+    weights = accumulate(values, lambda total, _: keep * total + 1, initial=0.0)
+    return [s / w for s, w in zip(sums, weights, strict=True) if w]
+
+
+def _svg(draw: Any, height: float) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(canvas)
+        axes = canvas.add_subplot()
+        draw(axes)
+        text = io.StringIO()
+        canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to them, and they repeat from figure to figure
+    svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 var(--sans)", svg)
+    svg = svg.replace("xlink:href", "href")
+    return re.sub("|".join(VARIABLES), lambda m: VARIABLES[m[0]], svg)

@@ -1,0 +1,165 @@
+"""What the report calls things: subjects, metrics with their formulas, and numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..core.report import Finding
+
+# subject -> (label, the same inside a sentence); {items} and {data} are tokens and text, or examples and data
+SUBJECTS = {
+    "teacher": ("Teacher", "the teacher"),
+    "start": ("Student before training", "the student before training"),
+    "train": ("Distilled student", "the distilled student"),
+    "alone": ("No teacher", "the same student trained on the same {data} without a teacher"),
+    "alone_tokens": (
+        "No teacher, equal {items}",
+        "the same student trained on the same {data} without a teacher, for equally many {items}",
+    ),
+    "alone_time": (
+        "No teacher, equal time",
+        "the same student trained on the same {data} without a teacher, for the same time",
+    ),
+}
+CONDITIONS = {"alone": "without a teacher", "alone_tokens": "at equal {items}", "alone_time": "at equal time"}
+
+
+def is_language(findings: Iterable[Finding]) -> bool:
+    """Whether the subjects predict tokens rather than classes."""
+    return any(f.name == "perplexity" or (f.name == "nll" and "token" in f.unit) for f in findings)
+
+
+def words(text: str, language: bool) -> str:
+    """A template above for language or for anything else."""
+    return text.format(items="tokens" if language else "examples", data="text" if language else "data")
+
+
+def label_of(subject: str, language: bool) -> str:
+    """A subject's name in a table: its own words if it is a usual one, else its stage's name made readable."""
+    label = SUBJECTS.get(subject, (subject.replace("_", " ").strip().capitalize(),))[0]
+    return words(label, language) if subject in SUBJECTS else label
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def fixed(value: float, decimals: int = 2) -> str:
+    """`1,234.5`, with a real minus sign and no negative zero."""
+    text = f"{value:,.{decimals}f}"
+    return text.lstrip("-") if not float(text.replace(",", "")) else text.replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: float, decimals: int = 1) -> str:
+    """A share as `71.3 %`."""
+    return f"{fixed(100 * value, decimals)}\N{NO-BREAK SPACE}%"
+
+
+def si(value: float, decimals: int = 0) -> str:
+    """Three significant digits and a thousand's letter: `135 M`."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}\N{NO-BREAK SPACE}{letter}"
+    return f"{value:.0f}"
+
+
+def size(value: float, decimals: int = 0) -> str:
+    """Bytes as `269 MB`."""
+    text = si(value)
+    return f"{text}B" if text[-1].isalpha() else f"{text}\N{NO-BREAK SPACE}B"
+
+
+def duration(seconds: float, decimals: int = 0) -> str:
+    """`12 s`, `4 min 12 s`, `1 h 23 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    parts = [(hours, "h"), (left, "min")] if hours else [(minutes, "min"), (rest, "s")]
+    return " ".join(f"{n}\N{NO-BREAK SPACE}{unit}" for n, unit in parts if n)
+
+
+def decimals(values: Iterable[float], halves: Iterable[float], scale: float = 1.0) -> int:
+    """Digits after the point that a column deserves: one, or two if it starts with 1, of a typical interval's half."""
+    known = sorted(scale * h for h in halves if math.isfinite(h) and h > 0)
+    if known:
+        return min(4, max(0, math.ceil(-math.log10(known[len(known) // 2] / 2))))
+    finite = sorted(scale * abs(v) for v in values if math.isfinite(v) and v)
+    return min(4, max(0, 2 - math.floor(math.log10(finite[len(finite) // 2])))) if finite else 0
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one quantity is written and what it means."""
+
+    label: str
+    unit: str
+    formula: str
+    meaning: str
+    better: Literal["higher", "lower", "neither"] = "neither"
+    show: Callable[[float, int], str] = fixed
+    difference: str = ""  # the unit of a difference, if not `unit`
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by to be shown."""
+        return 100.0 if self.show is percent else 1.0
+
+
+_POINTS = "percentage points"
+METRICS = {
+    "nll": Metric(
+        "Loss", "nats per token", "−(1/N) Σ ln p(correct next token)",
+        "How surprised the model is by what it has not seen. 0.1 less means about 10 % less perplexity.", "lower",
+    ),
+    "perplexity": Metric(
+        "Perplexity", "", "exp(loss)",
+        "Among how many equally likely next tokens the model seems to hesitate; 1 would be perfect foresight.", "lower",
+    ),
+    "accuracy": Metric(
+        "Accuracy", "", "right answers / all answers", "How often the most likely answer is the right one.",
+        "higher", percent, _POINTS,
+    ),
+    "agreement": Metric(
+        "Agreement", "", "share of items with argmax p = argmax p(teacher)",
+        "How often the model's first choice is the teacher's first choice, right or wrong.", "higher", percent, _POINTS,
+    ),
+    "kl": Metric(
+        "KL to teacher", "nats per token", "(1/N) Σ Σᵥ pₜ(v) ln(pₜ(v) / p(v))",
+        "How far the model's probabilities are from the teacher's; 0 means the same probabilities everywhere.", "lower",
+    ),
+    "ece": Metric(
+        "Calibration error", "", "Σ over confidence bins of (share of items) · |accuracy − confidence|",
+        "How far stated confidence and actual success are apart; 0 % means that it is right as often as it claims.",
+        "lower", percent, _POINTS,
+    ),
+    "parameters": Metric("Parameters", "", "count of learned numbers", "The size of the model.", "lower", si),
+    "bytes": Metric("On disk", "", "bytes of the saved weights", "The size of the model's files.", "lower", size),
+    "tokens_per_second": Metric(
+        "Speed", "tokens/s", "tokens read / seconds", "How fast the model reads text on this machine.", "higher", si,
+    ),
+    "items_per_second": Metric(
+        "Speed", "items/s", "items answered / seconds", "How fast the model answers on this machine.", "higher", si,
+    ),
+    "train_seconds": Metric(
+        "Training time", "", "seconds inside optimizer steps",
+        "Time spent learning, without loading, saving and testing.", "neither", duration,
+    ),
+    "train_tokens": Metric("Tokens seen", "", "tokens in all training batches", "How much text it learned from.", "neither", si),
+    "train_items": Metric("Examples seen", "", "steps × batch size", "How many examples it learned from.", "neither", si),
+}  # fmt: skip
+
+
+def metric_of(finding: Finding) -> Metric:
+    """The glossary's entry in the finding's own unit; for a metric that it does not know, one made from the finding."""
+    unit = finding.unit.replace("/", " per ")
+    known = METRICS.get(finding.name)
+    if known is not None:
+        return replace(known, unit=unit) if unit and known.show is fixed else known
+    label, meaning = finding.name.replace("_", " ").capitalize(), finding.note or "A metric of this run's own."
+    return Metric(label, unit, "", meaning, finding.better)

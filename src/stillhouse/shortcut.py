@@ -1,0 +1,179 @@
+"""The shortest way in: a teacher, a student, a file of text. Builds a recipe, says what it will take, runs it."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .core.recipe import Recipe
+from .core.run import Run, RunError
+
+if TYPE_CHECKING:
+    from .cli.progress import Progress
+    from .data.tokens import Text
+
+OURS, TOKENS, TIME = "train", "alone_tokens", "alone_time"
+
+
+def distil(
+    teacher: str,
+    student: str,
+    data: str | Path,
+    out: str | Path | None = None,
+    *,
+    runs: str | Path = "runs",
+    progress: Progress | None = None,
+    **asked: Any,
+) -> Run:
+    """Distil `teacher` into `student` on `data`; the student goes to `out`, everything else to a folder below `runs`.
+
+    Options as in `recipe_for`. Beside the distilled student the run trains the same student without the teacher, at
+    equal tokens and at equal wall-clock, and judges all of them on held-out text. Returns the finished run.
+    """
+    from .cli import launch
+
+    if out is not None and Path(out).exists() and any(Path(out).iterdir()):
+        raise RunError(f"{out} is not empty; choose another --out, or move it away")
+    recipe = recipe_for(teacher, student, data, **asked)
+    run = launch.launch(recipe, runs=runs, progress=progress)
+    if out is not None:
+        export(run, Path(out))
+    return run
+
+
+def export(run: Run, out: Path) -> None:
+    """Copy the distilled student to `out`, with a model card made from the run."""
+    from .reports import card
+
+    try:
+        shutil.copytree(run.path(OURS), out, dirs_exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write the student to {out}: {error.strerror}; it is in {run.path(OURS)}") from error
+    card.write(run.folder, out)
+
+
+def recipe_for(
+    teacher: str,
+    student: str,
+    data: str | Path,
+    *,
+    method: str = "auto",
+    steps: int | None = None,
+    minutes: float | None = None,
+    batch: int | None = None,
+    length: int | None = None,
+    column: str | None = None,
+    adapt: int = 0,
+    seed: int = 0,
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """The recipe that `distil` runs.
+
+    teacher: a Hugging Face folder, a hub name in the local cache, a `.gguf` file or `package:NAME`
+    student: the same, or cut from the teacher: `shrink:layers=10,width=378`
+    method: a language method's id; `auto` takes forward KL mixed with the labels, on answers that the teacher writes
+        first if the data hold prompts only; `seqkd` lets the teacher write all training text
+    steps, minutes: optimizer steps, or a budget for the whole run; default: two passes over the data
+    batch, length: packed rows a step (4), tokens in a row (512 or the model's context)
+    adapt: first fine-tune the teacher on the text for so many steps
+    settings: `key=value` strings, as on the command line
+    """
+    from .audits.language import HeldOutText, Samples
+    from .audits.probe import Probe
+    from .cli import door
+    from .core.optim import Optim
+    from .core.stage import Audit, Train
+    from .data.tokens import Text
+    from .data.written import Written
+    from .methods.classics.gkd import GKD
+    from .methods.classics.seqkd import Write
+    from .methods.classics.supervised import Supervised
+    from .models.hub import HubLM, StageLM, load_config
+    from .models.shrink import shrink_of
+    from .objectives.divergences import ForwardKL
+    from .teachers.local import LocalLM
+
+    context = getattr(load_config(teacher), "max_position_embeddings", None) or 512
+    text: Any = Text(path=str(data), column=column, length=min(length or 512, context))
+    prompts_only = _holds_prompts_only(text)
+    write = method == "seqkd" or prompts_only
+    of: Any = StageLM(stage="adapt") if adapt else HubLM(path=teacher)
+    cut = student.startswith("shrink:")
+    learner: Any = shrink_of(of, student.removeprefix("shrink:")) if cut else HubLM(path=student)
+    if method == "auto":
+        chosen: Any = GKD(on_policy=0.0, divergence=ForwardKL(), labels=0.0 if write else 0.25)
+    elif method == "seqkd":
+        chosen = Supervised()
+    else:
+        chosen = _method(method)
+    base = text
+    splits = ("train", "valid", "test") if prompts_only else ("train",)
+    if write:
+        text = Written(stage="write", base=base)
+    rows = batch or 4
+    planned = steps or 100
+    common: dict[str, Any] = {
+        "steps": planned, "batch": rows, "accumulate": rows, "optim": Optim(lr=2e-4 if cut else 5e-5), "precision": "bfloat16",
+    }  # fmt: skip
+    stages: dict[str, Any] = {}
+    if adapt:
+        stages["adapt"] = Train(method=Supervised(), **(common | {"steps": adapt, "optim": Optim(lr=3e-5)}),
+                                student=HubLM(path=teacher), data=base)  # fmt: skip
+    if write:
+        stages["write"] = Write(data=base, splits=splits)
+    if not write and planned >= 50:
+        stages["probe"] = Probe(method=Supervised())
+    stages[OURS] = Train(method=chosen, **common)
+    stages[TOKENS] = Train(method=Supervised(), **common)
+    stages[TIME] = Train(method=Supervised(), **common, seconds_of=OURS, speed_of=TOKENS)
+    subjects = ("teacher", "start", OURS, TOKENS, TIME)
+    stages["audit"] = Audit(subjects=subjects, checks=(HeldOutText(versus=("start", TOKENS, TIME)),))
+    stages["samples"] = Samples(subjects=subjects)
+    adult: Any = StageLM(stage="adapt", dtype="bfloat16") if adapt else HubLM(path=teacher, dtype="bfloat16")
+    recipe = Recipe(
+        id="distil", student=learner, data=text, teachers={"teacher": LocalLM(model=adult)}, stages=stages, seed=seed
+    )
+    if steps is None:
+        from .plan import Plan
+
+        recipe = Plan.of(recipe).fitted(recipe, minutes)
+    return door.override(recipe, settings)
+
+
+def _method(name: str) -> Any:
+    """The method in a paper's own recipe."""
+    from .core.paper import find
+
+    entry = find(name)
+    if "text" not in entry.paper.modality and "any" not in entry.paper.modality:
+        fields = ", ".join(entry.paper.modality)
+        raise RunError(f"{name} is for {fields}, not for text; see `stillhouse list --modality text`")
+    return importlib.import_module(entry.module).recipe("paper").stages[OURS].method
+
+
+def _holds_prompts_only(text: Text) -> bool:
+    """Whether the file gives prompts without answers, so that the teacher has to write them."""
+    from .data.tables import read_rows
+
+    rows = read_rows(text.path)[:200]
+    if text.column is not None and any(row.get(text.column) for row in rows):
+        return False
+    return not any(_answered(row) for row in rows) and any(row.get("prompt") or row.get("question") for row in rows)
+
+
+def _answered(row: dict[str, Any]) -> bool:
+    if row.get("messages"):
+        return any(m.get("role") == "assistant" for m in row["messages"])
+    return bool(row.get("completion") or row.get("text"))
+
+
+def plan(teacher: str, student: str, data: str | Path, **asked: Any) -> Any:
+    """What `distil` with the same options would need; trains nothing. `str()` of it is what the command line prints."""
+    from .plan import Plan
+
+    asked.pop("out", None)
+    asked.pop("runs", None)
+    return Plan.of(recipe_for(teacher, student, data, **asked))

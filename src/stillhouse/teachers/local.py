@@ -1,0 +1,68 @@
+"""A frozen language model as teacher, with the checks that fail before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.run import Run
+from ..core.signal import Batch, HeadLogits, Kind, Signal
+from ..core.teacher import TeacherMismatch, freeze
+from ..models.call import logits_of
+from ..models.hub import CausalLM, HubLM, StageLM
+
+
+class LocalTeacher:
+    """Gives the logits of every position, unprojected."""
+
+    gives: frozenset[Kind] = frozenset({"logits"})
+
+    def __init__(self, module: CausalLM):
+        self.module = freeze(module)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, want: frozenset[Kind]) -> Signal:
+        """`HeadLogits` `[B, T, V]` for a language batch."""
+        return Signal(logits=logits_of(self.module, batch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalLM:
+    """A teacher from a model spec. It must share the student's tokenizer, which is checked when it is built."""
+
+    model: HubLM | StageLM
+
+    def build(self, run: Run) -> LocalTeacher:
+        """The frozen teacher on the run's device."""
+        check_tokenizers(run.recipe.student.tokenizer(run), self.model.tokenizer(run))
+        module: Any = self.model.build(run)
+        return LocalTeacher(module.to(run.device))
+
+
+def check_tokenizers(student: Any, teacher: Any) -> None:
+    """Refuse two tokenizers that do not give the same ids for the same text."""
+    if student is teacher:
+        return
+    mine, theirs = student.get_vocab(), teacher.get_vocab()
+    if mine == theirs:
+        return
+    shared = sum(theirs.get(token) == index for token, index in mine.items())
+    raise TeacherMismatch(
+        f"student and teacher use different tokenizers ({len(mine):,} and {len(theirs):,} tokens, {shared:,} with the "
+        "same id), so their logits cannot be compared: take a student of the teacher's family, cut one from the teacher "
+        "(--student shrink:layers=N), or let the teacher write the training text (--method seqkd)"
+    )
+
+
+def same_classes(student: Any, teacher: Any) -> tuple[Any, Any]:
+    """Trim two `HeadLogits` to their common classes: rows beyond them only pad the vocabulary of one of the two.
+
+    The tokenizers are the same (`check_tokenizers`), so the classes that both heads have are all the tokens there are.
+    """
+    if isinstance(student, HeadLogits) and isinstance(teacher, HeadLogits):
+        common = min(student.vocabulary, teacher.vocabulary)
+        if student.vocabulary != teacher.vocabulary:
+            return student.trim(common), teacher.trim(common)
+    return student, teacher

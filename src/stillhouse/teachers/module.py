@@ -1,0 +1,43 @@
+"""Any module as teacher: what a model spec builds, or what an earlier stage of this run has trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.run import Run, seed_of
+from ..core.signal import Batch, Kind, Signal
+from ..core.teacher import freeze
+from ..models.call import logits_of
+
+
+class Frozen:
+    """Gives a module's logits."""
+
+    gives: frozenset[Kind] = frozenset({"logits"})
+
+    def __init__(self, module: nn.Module):
+        self.module = freeze(module)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, want: frozenset[Kind]) -> Signal:
+        """Logits `[*N, V]` of the batch's items."""
+        return Signal(logits=logits_of(self.module, batch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleTeacher:
+    """A teacher from a model spec, with the weights that training stage `stage` of this run left."""
+
+    spec: Any  # ModelSpec
+    stage: str | None = None  # None: the weights that the spec builds
+
+    def build(self, run: Run) -> Frozen:
+        """The frozen module on the run's device; weights that nobody trained depend on the run's seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(run.seed, "teacher"))
+            module = self.spec.build(run) if self.stage is None else self.spec.load(run.path(self.stage), run)
+        return Frozen(module.to(run.device))

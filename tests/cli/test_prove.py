@@ -1,0 +1,163 @@
+"""`stillhouse prove`: the same tuning for every arm, pairs over seeds, and a file that says all of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.cli import prove
+from stillhouse.core.proof import Proof
+from stillhouse.core.recipe import Recipe
+from stillhouse.core.stage import Audit
+from stillhouse.methods.classics import supervised
+
+Still = Callable[..., Any]
+
+
+def arm(lr: float, steps: int = 12) -> Recipe:
+    """Supervised training on clusters, a few steps."""
+    return supervised.recipe("smoke").set("train.optim.lr", lr).set("train.steps", steps)
+
+
+def proof(**changes: Any) -> Proof:
+    """Training against hardly training, which is decided in seconds."""
+    made = Proof(
+        claim="Training helps.", arms={"ours": arm(1e-2, 60), "alone": arm(1e-6, 4)}, metric="nll", better="lower",
+        seeds=(0, 1, 2), note="A test.",
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def claim(monkeypatch: pytest.MonkeyPatch) -> Callable[[Proof], None]:
+    """Put a proof into the file of `supervised`."""
+    return lambda made: monkeypatch.setattr(supervised, "proof", lambda: made)
+
+
+def proven(still: Still, folder: Path) -> dict[str, Any]:
+    result = still("prove", "supervised")
+    assert result.exit_code == 0, result.stdout + result.stderr
+    return json.loads((folder / "proofs" / "supervised.json").read_text())
+
+
+def test_a_claim_that_holds(still: Still, tmp_path: Path, claim: Any) -> None:
+    claim(proof())
+    written = proven(still, tmp_path)
+    assert written["verdict"] == "holds"
+    effect = written["effects"]["alone"]
+    differences = [written["arms"]["ours"]["values"][s] - written["arms"]["alone"]["values"][s] for s in "012"]
+    assert effect["n"] == 3 and math.isclose(effect["mean"], sum(differences) / 3)
+    assert effect["low"] < effect["mean"] < effect["high"] < 0
+    assert written["tuning"] is None
+    assert {"claim", "metric", "date", "command", "seconds", "environment", "note", "seeds"} <= set(written)
+    assert written["environment"]["versions"]["torch"]
+    shown = still("show", "supervised").stdout
+    assert "holds; nll against alone" in shown
+    listed = json.loads(still("list", "--json", "--proven").stdout)
+    assert "supervised" in [m["id"] for m in listed]
+
+
+def test_a_claim_that_does_not_hold_is_written_down_as_that(still: Still, tmp_path: Path, claim: Any) -> None:
+    claim(proof(better="higher"))
+    assert proven(still, tmp_path)["verdict"] == "does not hold"
+
+
+def test_arms_that_are_the_same_are_undecided(still: Still, tmp_path: Path, claim: Any) -> None:
+    claim(proof(arms={"ours": arm(1e-2), "alone": arm(1e-2)}))
+    written = proven(still, tmp_path)
+    assert written["verdict"] == "undecided" and written["effects"]["alone"]["mean"] == 0
+
+
+def test_one_seed_bounds_nothing_and_the_file_is_still_json(still: Still, tmp_path: Path, claim: Any) -> None:
+    claim(proof(seeds=(0,)))
+    written = proven(still, tmp_path)
+    assert written["verdict"] == "undecided"
+    assert written["effects"]["alone"]["low"] is None and written["effects"]["alone"]["high"] is None
+
+
+def test_every_arm_is_tuned_alike_and_never_on_the_test_split(still: Still, tmp_path: Path, claim: Any) -> None:
+    claim(proof(tune={"train.optim.lr": (1e-6, 1e-2)}, arms={"ours": arm(1e-3, 30), "alone": arm(1e-3, 30)}))
+    written = proven(still, tmp_path)
+    trials = written["tuning"]["trials"]
+    assert written["tuning"]["seed"] not in written["seeds"] and written["tuning"]["split"] == "valid"
+    assert set(trials) == {"ours", "alone"}
+    for name, tried in trials.items():
+        assert [t["settings"] for t in tried] == [{"train.optim.lr": 1e-6}, {"train.optim.lr": 1e-2}]
+        best = min(tried, key=lambda t: t["value"])
+        assert written["arms"][name]["settings"] == best["settings"] == {"train.optim.lr": 1e-2}
+    folders = sorted((tmp_path / "runs" / "proofs" / "supervised").iterdir())
+    assert len(folders) == 2 * 2 + 2 * 3
+    for folder in folders:
+        found = json.loads((folder / "artifacts" / "audit" / "data" / "value.json").read_text())
+        splits = {f["split"] for f in found if f.get("split")}
+        assert splits == ({"valid"} if f"_s{written['tuning']['seed']}_" in folder.name else {"test"})
+
+
+def test_a_setting_that_diverges_loses(still: Still, tmp_path: Path, claim: Any) -> None:
+    claim(proof(tune={"train.optim.lr": (1e38, 1e-2)}, seeds=(0, 1)))
+    written = proven(still, tmp_path)
+    assert written["arms"]["ours"]["settings"] == {"train.optim.lr": 1e-2}
+
+
+def test_a_stopped_proof_goes_on(still: Still, tmp_path: Path, claim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(proof())
+    real, calls = Audit.__call__, []
+
+    def third_time(self: Audit, run: Any) -> None:
+        calls.append(run.folder.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(self, run)
+
+    monkeypatch.setattr(Audit, "__call__", third_time)
+    result = still("prove", "supervised")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1].endswith("go on with: stillhouse prove supervised")
+    assert not (tmp_path / "proofs").exists()
+    proven(still, tmp_path)
+    assert len(calls) == 7 and len(set(calls)) == 6  # the one that was stopped is the only one asked twice
+    proven(still, tmp_path)
+    assert len(calls) == 7
+
+
+def test_a_changed_recipe_is_run_anew(still: Still, tmp_path: Path, claim: Any) -> None:
+    claim(proof(seeds=(0, 1)))
+    proven(still, tmp_path)
+    claim(proof(seeds=(0, 1), arms={"ours": arm(1e-2, 50), "alone": arm(1e-6, 4)}))
+    proven(still, tmp_path)
+    assert len(list((tmp_path / "runs" / "proofs" / "supervised").iterdir())) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"beats": ("alnoe",)}, "the proof has no arm 'alnoe'; did you mean 'alone'?"),
+        ({"ours": "theirs"}, "the proof has no arm 'theirs'"),
+        ({"beats": ()}, "`beats` must name at least one arm"),
+        ({"seeds": (1, 1)}, "needs different seeds"),
+        ({"seeds": (prove.TUNING_SEED,)}, "needs different seeds"),
+        ({"tune": {"train.method.temperature": (1, 2)}}, "every arm is tuned alike, but arm 'ours' has no 'temperature'"),
+        ({"metric": "fid"}, "found no fid of train on the test split; it found"),
+        ({"arms": {"ours": arm(1), "alone": replace(arm(1), stages={"train": arm(1).stages["train"]})}}, "arm 'alone' has no audit"),
+    ],
+)
+def test_a_proof_that_makes_no_sense_is_refused(still: Still, tmp_path: Path, claim: Any, changes: Any, says: str) -> None:
+    claim(proof(**changes))
+    result = still("prove", "supervised")
+    assert result.exit_code == 1 and says in result.stderr
+    assert not (tmp_path / "proofs").exists()
+
+
+def test_the_numbers_of_the_test_split_are_of_the_test_split() -> None:
+    valid = prove.judged_on(arm(1e-2), "valid")
+    assert {c.split for c in valid.stages["audit"].checks} == {"valid"}
+    assert {c.split for c in prove.judged_on(valid, "test").stages["audit"].checks} == {"test"}
+    blind = replace(arm(1e-2), stages={"audit": Audit(subjects=("start",), checks=())})
+    with pytest.raises(prove.ProofError, match="no check of arm 'ours' has a field `split`"):
+        prove.judged_on(blind, "valid")
