@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -182,6 +183,7 @@ def _data(recipe: Recipe, run: Run) -> tuple[int, int, int, int]:
     return len(source), source.tokens, source.targets, 0
 
 
+@lru_cache(maxsize=1)
 def _matmul_speed(device: torch.device) -> float:
     """Multiply-adds a second, times two, of a bfloat16 product of this kind of model's size."""
     a, b = (torch.randn(1024, 1024, dtype=torch.bfloat16, device=device) for _ in range(2))

@@ -6,6 +6,7 @@ import importlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from .core.recipe import Recipe
@@ -34,14 +35,28 @@ def distil(
     equal tokens and at equal wall-clock, and judges all of them on held-out text. Returns the finished run.
     """
     from .cli import launch
+    from .plan import Plan
 
-    if out is not None and Path(out).exists() and any(Path(out).iterdir()):
-        raise RunError(f"{out} is not empty; choose another --out, or move it away")
     recipe = recipe_for(teacher, student, data, **asked)
+    Plan.of(recipe).check()
+    if out is not None:
+        _check_empty(Path(out))
     run = launch.launch(recipe, runs=runs, progress=progress)
     if out is not None:
         export(run, Path(out))
     return run
+
+
+def _check_empty(out: Path) -> None:
+    """RunError if the student could not be put there: better now than after the training."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+    if any(out.iterdir()):
+        raise RunError(f"{out} is not empty; choose another --out, or move it away")
 
 
 def export(run: Run, out: Path) -> None:
@@ -157,17 +172,16 @@ def _method(name: str) -> Any:
 def _holds_prompts_only(text: Text) -> bool:
     """Whether the file gives prompts without answers, so that the teacher has to write them."""
     from .data.tables import read_rows
+    from .data.tokens import example_of
 
-    rows = read_rows(text.path)[:200]
-    if text.column is not None and any(row.get(text.column) for row in rows):
-        return False
-    return not any(_answered(row) for row in rows) and any(row.get("prompt") or row.get("question") for row in rows)
+    examples = [example_of(row, text.column) for row in read_rows(text.path)[:200]]
+    usable = [example for example in examples if not isinstance(example, str)]
+    return bool(usable) and not any(map(_answered, usable))
 
 
-def _answered(row: dict[str, Any]) -> bool:
-    if row.get("messages"):
-        return any(m.get("role") == "assistant" for m in row["messages"])
-    return bool(row.get("completion") or row.get("text"))
+def _answered(example: dict[str, Any]) -> bool:
+    spoken = any(turn["role"] == "assistant" for turn in example.get("messages", ()))
+    return spoken or "completion" in example or "text" in example
 
 
 def plan(teacher: str, student: str, data: str | Path, **asked: Any) -> Any:

@@ -20,14 +20,23 @@ Still = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "matplotlib", "pyarrow", "pandas", "sklearn", "numpy")
 
-LIGHT = [["--help"], ["--version"], ["list"], ["list", "--json"], ["show", "hinton"], ["cite", "hinton"], ["run", "--help"]]
+LIGHT = [
+    ["--help"],
+    ["--version"],
+    ["list"],
+    ["list", "--json"],
+    ["show", "hinton"],
+    ["cite", "hinton"],
+    ["run", "--help"],
+]
 
 
 @pytest.mark.parametrize("args", LIGHT, ids=" ".join)
 def test_looking_imports_nothing_heavy(args: list[str]) -> None:
     code = (
         "import sys\nfrom stillhouse.cli.app import app\n"
-        f"try:\n    app({args!r}, prog_name='stillhouse')\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"try:\n    app({args!r}, prog_name='stillhouse')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
         f"print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -35,7 +44,8 @@ def test_looking_imports_nothing_heavy(args: list[str]) -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    code = f"import sys, stillhouse; print([m for m in {(*HEAVY, 'typer', 'rich', 'pydantic', 'yaml')!r} if m in sys.modules])"
+    unwanted = (*HEAVY, "typer", "rich", "pydantic", "yaml")
+    code = f"import sys, stillhouse; print([m for m in {unwanted} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -106,7 +116,9 @@ def test_a_verdict_of_this_folder_is_shown(still: Still, tmp_path: Path) -> None
 def write_proof(folder: Path, verdict: str) -> None:
     effects = {"alone": {"mean": -0.02, "low": -0.03, "high": -0.01, "n": 3}}
     (folder / "proofs").mkdir()
-    (folder / "proofs" / "hinton.json").write_text(json.dumps({"verdict": verdict, "metric": "accuracy", "effects": effects}))
+    (folder / "proofs" / "hinton.json").write_text(
+        json.dumps({"verdict": verdict, "metric": "accuracy", "effects": effects})
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +168,11 @@ def test_an_unknown_method_gets_the_nearest(still: Still, command: list[str]) ->
 # -- usage ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [["nonsense"], ["run"], ["run", "hinton", "--scale", "huge"], ["list", "--nonsense"], ["cite"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [["nonsense"], ["run"], ["run", "hinton", "--scale", "huge"], ["list", "--nonsense"], ["cite"]],
+    ids=" ".join,
+)
 def test_wrong_usage_has_status_2(still: Still, args: list[str]) -> None:
     result = still(*args)
     assert result.exit_code == 2 and "Usage" in result.stderr

@@ -23,7 +23,8 @@ from stillhouse.core.stage import Train
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-4", 1e-4), ("3E5", 3e5), (".5", 0.5), ("-.inf", -math.inf), ("5.", 5.0), ("007", 7), ("0x1F", 31), ("-3", -3),
+        ("1e-4", 1e-4), ("3E5", 3e5), (".5", 0.5), ("-.inf", -math.inf), ("5.", 5.0),
+        ("007", 7), ("0x1F", 31), ("-3", -3),
         ("true", True), ("no", "no"), ("on", "on"), ("Yes", "Yes"), ("12:30", "12:30"), ("2026-11-22", "2026-11-22"),
         ("~", None), ("", None), ("null", None), ("'1e-4'", "1e-4"), ("1.2.3", "1.2.3"), ("1e", "1e"), ("e5", "e5"),
     ],
@@ -45,7 +46,11 @@ def test_what_is_written_is_read_back(value: Any) -> None:
     assert door.read_yaml(door.write_yaml(value)) == value
 
 
-@given(st.sampled_from(["1e-4", "no", "12:30", "null", "~", "true", ".5", "0x10", "1_000", "=", "<<", "", " ", "a: b", "- x", "#"]))
+@given(
+    st.sampled_from(
+        ["1e-4", "no", "12:30", "null", "~", "true", ".5", "0x10", "1_000", "=", "<<", "", " ", "a: b", "- x", "#"]
+    )
+)
 def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
     assert door.read_yaml(door.write_yaml({"key": text, "list": [text]})) == {"key": text, "list": [text]}
 

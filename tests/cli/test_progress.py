@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,14 @@ def test_lines_come_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(1, 31):
         now[0] += 1.0
         lines.update("train", step, 100, logs(2.0), seconds=float(step))
-    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/100", "6/100", "11/100", "16/100", "21/100", "26/100"]
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == [
+        "1/100",
+        "6/100",
+        "11/100",
+        "16/100",
+        "21/100",
+        "26/100",
+    ]
 
 
 def test_the_bar_shows_loss_speed_and_time_left() -> None:
@@ -72,6 +80,16 @@ def test_the_rate_is_of_the_last_steps_and_starts_anew_with_a_stage() -> None:
     assert str(rate) == "loss 7"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (7440, "2h04m"), (3599.7, "1h00m")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (7440, "2h04m"), (3599.7, "1h00m")],
+)
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_what_is_run_is_said_once_or_not_at_all() -> None:
+    out = io.StringIO()
+    progress("items", out).begin("hinton, seed 0", Path("runs/x"))
+    progress("items", out, announce=False).begin("hinton, seed 1", Path("runs/y"))
+    assert out.getvalue() == "hinton, seed 0\nruns/x\n"

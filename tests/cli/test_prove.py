@@ -22,7 +22,8 @@ Still = Callable[..., Any]
 
 def arm(lr: float, steps: int = 12) -> Recipe:
     """Supervised training on clusters, a few steps."""
-    return supervised.recipe("smoke").set("train.optim.lr", lr).set("train.steps", steps)
+    recipe = supervised.recipe("smoke").set("train.optim.lr", lr).set("train.steps", steps)
+    return recipe.set("audit.checks.0.draws", 20)
 
 
 def proof(**changes: Any) -> Proof:
@@ -142,12 +143,20 @@ def test_a_changed_recipe_is_run_anew(still: Still, tmp_path: Path, claim: Any) 
         ({"beats": ()}, "`beats` must name at least one arm"),
         ({"seeds": (1, 1)}, "needs different seeds"),
         ({"seeds": (prove.TUNING_SEED,)}, "needs different seeds"),
-        ({"tune": {"train.method.temperature": (1, 2)}}, "every arm is tuned alike, but arm 'ours' has no 'temperature'"),
+        (
+            {"tune": {"train.method.temperature": (1, 2)}},
+            "every arm is tuned alike, but arm 'ours' has no 'temperature'",
+        ),
         ({"metric": "fid"}, "found no fid of train on the test split; it found"),
-        ({"arms": {"ours": arm(1), "alone": replace(arm(1), stages={"train": arm(1).stages["train"]})}}, "arm 'alone' has no audit"),
+        (
+            {"arms": {"ours": arm(1), "alone": replace(arm(1), stages={"train": arm(1).stages["train"]})}},
+            "arm 'alone' has no audit",
+        ),
     ],
 )
-def test_a_proof_that_makes_no_sense_is_refused(still: Still, tmp_path: Path, claim: Any, changes: Any, says: str) -> None:
+def test_a_proof_that_makes_no_sense_is_refused(
+    still: Still, tmp_path: Path, claim: Any, changes: Any, says: str
+) -> None:
     claim(proof(**changes))
     result = still("prove", "supervised")
     assert result.exit_code == 1 and says in result.stderr

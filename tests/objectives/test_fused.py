@@ -7,6 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from stillhouse.core.signal import HeadLogits, TopK
 from stillhouse.objectives import fused
 from stillhouse.objectives.divergences import (
@@ -23,8 +26,6 @@ from stillhouse.objectives.divergences import (
     entropy,
     mixed,
 )
-from torch.autograd import gradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 SMOOTH = [ForwardKL(), ReverseKL(), JSD(0.5), JSD(0.0), JSD(1.0), SkewKL(), SkewReverseKL(), Hellinger(), Alpha(0.3)]
 each = pytest.mark.parametrize("divergence", [*SMOOTH, TotalVariation()], ids=str)
@@ -53,7 +54,9 @@ def heads(items=(3,), classes=7, width=4, dtype=torch.float64, grad=True, **opti
     hidden = torch.randn(*items, width, dtype=dtype, requires_grad=grad)
     weight = torch.randn(classes, width, dtype=dtype, requires_grad=grad)
     student = HeadLogits(hidden, weight, **options)
-    other = HeadLogits(torch.randn(*items, width + 2, dtype=dtype), torch.randn(classes, width + 2, dtype=dtype), scale=0.5)
+    other = HeadLogits(
+        torch.randn(*items, width + 2, dtype=dtype), torch.randn(classes, width + 2, dtype=dtype), scale=0.5
+    )
     return student, other
 
 
@@ -109,12 +112,14 @@ def test_float32_agrees_with_dense_logits(divergence):
     student, teacher = heads((4, 16), 500, 24, torch.float32)
     student = replace(student, scale=0.5)
     values, reference = divergence(student, teacher), divergence(student.dense(), teacher.dense())
-    torch.testing.assert_close(values, reference, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(values, reference, rtol=1e-6, atol=1e-6)
     for found, expected in zip(gradients(values.sum(), student), gradients(reference.sum(), student), strict=True):
-        assert (found - expected).norm() < 2e-6 * expected.norm()
+        assert (found - expected).norm() < 4e-6 * expected.norm()  # both are 1 to 2e-6 away from float64
 
 
-@pytest.mark.parametrize(("user", "special"), [(SlowForwardKL(), ForwardKL()), (SlowJSD(), JSD(0.5))], ids=["kl", "jsd"])
+@pytest.mark.parametrize(
+    ("user", "special"), [(SlowForwardKL(), ForwardKL()), (SlowJSD(), JSD(0.5))], ids=["kl", "jsd"]
+)
 def test_a_users_own_divergence_equals_the_optimised_one(user, special):
     student, teacher = heads((5,), 30)
     found, expected = user(student, teacher, temperature=2.0), special(student, teacher, temperature=2.0)
@@ -170,6 +175,7 @@ def counted(objective, backward=True):
 
 
 N, V, D = 48, 1000, 8  # one product is N * V * D multiplications; the teacher's is (D + 2) / D of that
+LARGEST = V * (D + 2)  # the teacher's head; all logits would be N * V
 
 
 @pytest.fixture
@@ -179,7 +185,7 @@ def small_chunks(monkeypatch):
 
 @pytest.mark.usefixtures("small_chunks")
 class TestWork:
-    student_products, teacher_product = 3, (D + 2) / D
+    teacher_product = (D + 2) / D
 
     def test_four_products_with_a_dense_teacher(self):
         for divergence in SMOOTH:
@@ -192,7 +198,11 @@ class TestWork:
         values, index = teacher.dense().log_softmax(-1).topk(5, -1)
         top = TopK(values, index, torch.log1p(-values.exp().sum(-1)))
         labels = torch.zeros(N, dtype=torch.long)
-        for objective in (lambda: ForwardKL()(student, top), lambda: cross_entropy(student, labels), lambda: entropy(student)):
+        for objective in (
+            lambda: ForwardKL()(student, top),
+            lambda: cross_entropy(student, labels),
+            lambda: entropy(student),
+        ):
             assert counted(objective).multiplications == N * V * D * 3
 
     def test_labels_cost_no_product(self):
@@ -236,10 +246,10 @@ class TestWork:
     def test_no_tensor_has_all_items_and_classes(self):
         for divergence in [*SMOOTH, TotalVariation(), SlowForwardKL()]:
             student, teacher = heads((N,), V, D, torch.float32)
-            assert counted(lambda d=divergence, s=student, t=teacher: d(s, t)).largest <= 8 * V
+            assert counted(lambda d=divergence, s=student, t=teacher: d(s, t)).largest <= LARGEST
         labels = torch.zeros(N, dtype=torch.long)
-        assert counted(lambda: mixed(JSD(), student, teacher, labels, 0.5).total).largest <= 8 * V
-        assert counted(lambda: fused.compare(student, teacher, labels)["nll"], backward=False).largest <= 8 * V
+        assert counted(lambda: mixed(JSD(), student, teacher, labels, 0.5).total).largest <= LARGEST
+        assert counted(lambda: fused.compare(student, teacher, labels)["nll"], backward=False).largest <= LARGEST
 
 
 def test_masked_items_equal_absent_ones():
@@ -319,7 +329,9 @@ def test_equal_heads_are_at_distance_zero(divergence):
 def test_bfloat16_inputs_cost_only_the_rounding_of_the_result(divergence):
     student, teacher = heads((64,), 400, 32, torch.bfloat16)
     student, teacher = replace(student, scale=0.3), replace(teacher, scale=0.3)
-    exact = HeadLogits(student.hidden.detach().double().requires_grad_(), student.weight.detach().double().requires_grad_(), scale=0.3)
+    exact = HeadLogits(
+        student.hidden.detach().double().requires_grad_(), student.weight.detach().double().requires_grad_(), scale=0.3
+    )
     reference = divergence(exact, replace(teacher, hidden=teacher.hidden.double(), weight=teacher.weight.double()))
     values = divergence(student, teacher)
     assert values.dtype == torch.float32

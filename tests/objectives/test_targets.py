@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from stillhouse.core.signal import HeadLogits
 from stillhouse.objectives import targets
 from stillhouse.objectives.divergences import ForwardKL, cross_entropy, entropy
@@ -35,8 +36,7 @@ def test_is_cross_entropy_with_a_detached_softmax_of_mixed_logits(t, temperature
 @pytest.mark.parametrize("fused", [False, True], ids=["dense", "fused"])
 def test_ends_are_the_student_itself_and_the_teacher(fused):
     student, teacher = heads()
-    logits = student if fused else student.dense()
-    start, end = (targets.interpolated(logits, teacher, t) for t in (0.0, 1.0))
+    start, end = (targets.interpolated(student if fused else student.dense(), teacher, t) for t in (0.0, 1.0))
     torch.testing.assert_close(start, entropy(student))
     assert all(g.abs().max() < 1e-14 for g in grads(start, student))
     torch.testing.assert_close(end, ForwardKL()(student, teacher) + entropy(teacher))

@@ -1,6 +1,6 @@
 """Run folders as the engine leaves them, made without training, so that a page can be tested and looked at.
 
-    python tests/reports/example.py /tmp/example     # writes /tmp/example/{language,images,killed}/report.html
+python tests/reports/example.py /tmp/example     # writes /tmp/example/{language,images,killed}/report.html
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-TRAINED = {"train": "Supervised", "alone_tokens": "Supervised", "alone_time": "Supervised"}
+SUPERVISED = {"use": "methods.classics.supervised.Supervised"}
 STEPS = {"train": 300, "alone_tokens": 300, "alone_time": 372}
 SECONDS = {"train": 189.4, "alone_tokens": 152.7, "alone_time": 189.2}
 HOSTILE = "<script>alert('x')</script> & <img src=x onerror=alert(1)> $\\frac{1}{0}$"
@@ -23,13 +23,13 @@ HOSTILE = "<script>alert('x')</script> & <img src=x onerror=alert(1)> $\\frac{1}
 SAMPLES = [
     {
         "prompt": "What does the `zip` function do in Python?",
-        "teacher": "The `zip` function takes two or more iterables and returns an iterator of tuples, where the first tuple holds "
-        "the first item of each, and so on. It stops when the shortest iterable is exhausted.",
+        "teacher": "The `zip` function takes two or more iterables and returns an iterator of tuples, where the first "
+        "tuple holds the first item of each, and so on. It stops when the shortest iterable is exhausted.",
         "start": "The zip zip function of is the a function function that that that in in in Python Python the the",
-        "train": "The `zip` function takes iterables and returns an iterator of tuples. Each tuple holds one item from each "
-        "iterable. It stops at the shortest one.",
-        "alone_tokens": "The `zip` function is used to zip a list. It returns a list of the list of the items in the list.",
-        "alone_time": "The `zip` function returns a zip object, which is an object that zips the objects in the object.",
+        "train": "The `zip` function takes iterables and returns an iterator of tuples. Each tuple holds one item from "
+        "each iterable. It stops at the shortest one.",
+        "alone_tokens": "The `zip` function is used to zip a list. It returns a list of the list of the items.",
+        "alone_time": "The `zip` function returns a zip object, which is an object that zips the objects.",
     },
     {
         "prompt": "Rewrite in a polite tone: Send me the file now.",
@@ -39,7 +39,10 @@ SAMPLES = [
         "alone_tokens": "Please send me the file now now. I would like the file.",
         "alone_time": "Please send the file to me now, please.",
     },
-    {"prompt": "List three uses of a dictionary.", **dict.fromkeys(("teacher", "train"), "1. Counting\n2. Caching\n3. Looking up")},
+    {
+        "prompt": "List three uses of a dictionary.",
+        **dict.fromkeys(("teacher", "train"), "1. Counting\n2. Caching\n3. Looking up"),
+    },
     {"prompt": HOSTILE, "teacher": HOSTILE, "train": HOSTILE},
 ]
 
@@ -52,18 +55,27 @@ def language(folder: Path, gain: float = 0.172, gain_time: float = 0.131, stages
         "data": {"use": "data.tokens.Text", "path": "questions.jsonl", "length": 512, "held_out": 0.1},
         "teachers": {"teacher": {"use": "teachers.local.Local", "path": "SmolLM2-135M-Instruct", "dtype": "bfloat16"}},
         "stages": {
-            "train": {"use": "core.stage.Train", "method": {"use": "methods.classics.gkd.GKD", "on_policy": 0.0}, "steps": 300},
-            "alone_tokens": {"use": "core.stage.Train", "method": {"use": "methods.classics.supervised.Supervised"}, "steps": 300},
+            "train": {"use": "core.stage.Train", "method": {"use": "methods.classics.gkd.GKD"}, "steps": 300},
+            "alone_tokens": {"use": "core.stage.Train", "method": SUPERVISED, "steps": 300},
             "alone_time": {
-                "use": "core.stage.Train", "method": {"use": "methods.classics.supervised.Supervised"}, "steps": 300,
+                "use": "core.stage.Train", "method": SUPERVISED, "steps": 300,
                 "seconds_of": "train", "speed_of": "alone_tokens",
             },
-            "audit": {"use": "core.stage.Audit", "subjects": ["teacher", "start", "train", "alone_tokens", "alone_time"]},
+            "audit": {
+                "use": "core.stage.Audit", "subjects": ["teacher", "start", "train", "alone_tokens", "alone_time"],
+                "checks": [{"use": "audits.language.HeldOutText", "split": "test"}],
+            },
             "samples": {"use": "audits.samples.Samples", "prompts": 4},
             "export": {"use": "export.hub.Export"},
         },
     }  # fmt: skip
-    nll = {"teacher": 2.104, "start": 3.012, "train": 2.451, "alone_tokens": 2.451 + gain, "alone_time": 2.451 + gain_time}
+    nll = {
+        "teacher": 2.104,
+        "start": 3.012,
+        "train": 2.451,
+        "alone_tokens": 2.451 + gain,
+        "alone_time": 2.451 + gain_time,
+    }
     rest = {  # agreement, kl, ece, parameters, tokens/s
         "teacher": (1.0, 0.0, 0.021, 134_515_008, 850.0), "start": (0.412, 1.213, 0.094, 63_710_784, 1820.0),
         "train": (0.674, 0.342, 0.028, 63_710_784, 1815.0), "alone_tokens": (0.583, 0.571, 0.043, 63_710_784, 1822.0),
@@ -85,8 +97,9 @@ def language(folder: Path, gain: float = 0.172, gain_time: float = 0.131, stages
             found.append(finding("agreement", agreement, who, "higher", "", 0.006, **common))
             found.append(finding("kl", kl, who, "lower", "nats/token", 0.011, **common))
     for other in ("alone_tokens", "alone_time", "start", "teacher"):
-        found.append(finding("nll", nll["train"] - nll[other], "train", "lower", "nats/token", 0.0205, versus=other, **common))
-    found.append(_reliability())
+        found.append(
+            finding("nll", nll["train"] - nll[other], "train", "lower", "nats/token", 0.0205, versus=other, **common)
+        )
     values = {"audit": found, "samples": SAMPLES, "export": {"folder": "student"}}
     _write(folder, recipe, values, stages_done)
     _log(folder, list(recipe["stages"])[:stages_done], tokens=4096)
@@ -102,14 +115,14 @@ def images(folder: Path) -> Path:
         "student": {"use": "models.toys.Mlp", "widths": [64, 16, 10]}, "data": {"use": "data.images.Digits"},
         "teachers": {"teacher": {"use": "teachers.module.Module", "widths": [64, 512, 10]}},
         "stages": {
-            "train": {"use": "core.stage.Train", "method": {"use": "methods.classics.hinton.Hinton", "temperature": 4.0}, "steps": 300},
-            "alone": {"use": "core.stage.Train", "method": {"use": "methods.classics.supervised.Supervised"}, "steps": 300},
+            "train": {"use": "core.stage.Train", "method": {"use": "methods.classics.hinton.Hinton"}, "steps": 300},
+            "alone": {"use": "core.stage.Train", "method": SUPERVISED, "steps": 300},
             "audit": {"use": "core.stage.Audit"},
         },
     }  # fmt: skip
     common: dict[str, Any] = {"n": 360, "over": "test images", "split": "test"}
     rows = {"teacher": 0.978, "start": 0.103, "train": 0.944, "alone": 0.936}
-    found = [finding("accuracy", value, who, "higher", "", 0.024, **common) for who, value in rows.items()]
+    found = [finding("accuracy", value, who, "higher", "", 0.018, **common) for who, value in rows.items()]
     found += [finding("ece", 0.031, who, "lower", "", 0.008, **common) for who in ("teacher", "train", "alone")]
     found.append(finding("accuracy", 0.008, "train", "higher", "", 0.016, versus="alone", **common))
     _write(folder, recipe, {"audit": found}, 3)
@@ -117,7 +130,9 @@ def images(folder: Path) -> Path:
     return folder
 
 
-def finding(name: str, value: float, subject: str, better: str, unit: str = "", half: float | None = None, **rest: Any) -> dict[str, Any]:
+def finding(
+    name: str, value: float, subject: str, better: str, unit: str = "", half: float | None = None, **rest: Any
+) -> dict[str, Any]:
     """A finding as an audit writes it, with an interval of +- `half`."""
     bounds = {} if half is None else {"low": value - half, "high": value + half}
     return {"name": name, "value": value, "subject": subject, "better": better, "unit": unit, **bounds, **rest}
@@ -128,21 +143,30 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _reliability() -> dict[str, Any]:
-    grid = [(i + 0.5) / 10 for i in range(10)]
-    bend = {"teacher": 0.97, "train": 0.95, "alone_tokens": 0.90, "alone_time": 0.89}
-    series = {who: [(c, c * b + 0.01) for c in grid] for who, b in bend.items()}
-    return {
-        "title": "Calibration: is it right as often as it claims?", "x": "stated confidence", "y": "share that was right",
-        "series": {"perfect": [(0, 0), (1, 1)], **series},
-    }  # fmt: skip
+def _reliability() -> list[dict[str, Any]]:
+    """The events of an audit: per subject, (share of the tokens, mean confidence, share right) of each bin."""
+    bend = {"teacher": 0.97, "start": 0.62, "train": 0.95, "alone_tokens": 0.91, "alone_time": 0.89}
+    bins = {
+        who: [(0.1, c, c * b + 0.004 * (-1) ** i) for i, c in enumerate(x / 10 + 0.05 for x in range(10))]
+        for who, b in bend.items()
+    }
+    return [
+        {"time": 0.0, "stage": "audit", "event": "reliability", "subject": who, "bins": rows}
+        for who, rows in bins.items()
+    ]
 
 
 def _write(folder: Path, recipe: dict[str, Any], values: dict[str, Any], stages_done: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "artifacts").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    environment = {"stillhouse": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "device": "cpu", "cpu": {"cores": 2, "memory GiB": 15.6}}
+    environment = {
+        "stillhouse": "0.1.0",
+        "python": "3.11.2",
+        "torch": "2.13.0",
+        "device": "cpu",
+        "cpu": {"cores": 2, "memory GiB": 15.6},
+    }
     (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     for name in list(recipe["stages"])[:stages_done]:
         data = folder / "artifacts" / name / "data"
@@ -152,7 +176,7 @@ def _write(folder: Path, recipe: dict[str, Any], values: dict[str, Any], stages_
             (data / "value.json").write_text(json.dumps(values[name]), encoding="utf-8")
         else:
             steps = STEPS.get(name, 300)
-            mark |= {"kind": "model", "steps": steps, "seconds": SECONDS.get(name, 4.2), "items": steps * 8}
+            mark |= {"kind": "model", "steps": steps, "seconds": SECONDS.get(name, 4.2), "items": steps * 4}
         (data.parent / "done.json").write_text(json.dumps(mark), encoding="utf-8")
 
 
@@ -163,18 +187,25 @@ def _log(folder: Path, stages: list[str], tokens: int) -> None:
         seconds = SECONDS.get(name, 21.3) + 6
         events.append({**clock, "event": "stage", "state": "started"})
         if name == "train" and tokens:
-            text = "The teacher's own loss on this text (2.10) is below what fine-tuning reaches (2.58): distilling can pay."
+            text = "12 lines of questions.jsonl are not JSON objects and were left out (line 4)"
             events.append({**clock, "event": "warning", "text": text})
-        paid = {"tokens": tokens * STEPS.get(name, 0), "memory": 2_910_000_000 if name in STEPS else 1_400_000_000}
-        paid["teacher_tokens"] = paid["tokens"] if name == "train" else 61_000 if name == "audit" and tokens else 0
+        events += _reliability() if name == "audit" and tokens else []
+        paid = {"memory": 2_910_000_000 if name in STEPS else 1_400_000_000}
+        paid["teacher_tokens"] = (
+            tokens * STEPS.get(name, 0) if name == "train" else 61_000 if name == "audit" and tokens else 0
+        )
         events.append({**clock, "event": "cost", "seconds": seconds, **paid})
         events.append({**clock, "event": "stage", "state": "done", "seconds": seconds})
         if name.startswith(("train", "alone")):
-            low, high = (0.36, 1.25) if name == "train" else (2.42, 3.05)
-            noise = random.Random(1 if name == "train" else 2)
+            end = {"train": 2.4, "alone": 2.5}.get(name, 2.55)
+            noise = random.Random(name == "train")
             for step in range(STEPS.get(name, 300)):
-                value = low + (high - low) * math.exp(-step / 60) + noise.gauss(0, 0.06)
-                metrics.append({"stage": name, "step": step, "student/loss": value, "student/gradient_norm": 1 + rng.random()})
+                nll = end + (3.05 - end) * math.exp(-step / (45 if name == "train" else 60)) + noise.gauss(0, 0.06)
+                line = {"student/count": tokens * 0.61 or 32.0, "student/gradient_norm": 1 + rng.random()}
+                own = (
+                    {"loss": nll / 2 - 0.9, "nll": nll, "divergence": nll / 2 - 1} if name == "train" else {"loss": nll}
+                )
+                metrics.append({"stage": name, "step": step, **line, **{f"student/{k}": v for k, v in own.items()}})
     lines(folder / "metrics.jsonl", metrics)
     lines(folder / "events.jsonl", events)
 

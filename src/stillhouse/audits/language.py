@@ -20,7 +20,7 @@ from ..core.run import Run, RunError
 from ..core.signal import HeadLogits
 from ..core.stage import Subjects
 from ..data.tokens import encode_prompt
-from ..models.call import logits_of, weight_of
+from ..models.call import cast, logits_of, weight_of
 from ..models.generate import Sampling, generate
 from ..objectives.fused import compare
 from ..teachers.local import same_classes
@@ -54,7 +54,7 @@ class HeldOutText:
         for name in subjects.names:
             module = teacher.module if name == "teacher" and teacher is not None else subjects.load(name)  # type: ignore[attr-defined]
             if name != "teacher":
-                module.to(getattr(torch, self.precision))
+                cast(module, getattr(torch, self.precision))
             per_document, facts, calibration = self._measure(module, teacher, source, run)
             measured[name] = per_document
             yield from self._findings(name, per_document, facts, calibration, run)
@@ -184,7 +184,7 @@ class Samples:
             if name == "teacher":
                 module: Any = run.teacher.module  # type: ignore[attr-defined]
             else:
-                module = Subjects(run, self.subjects).load(name).to(torch.bfloat16)
+                module = cast(Subjects(run, self.subjects).load(name), torch.bfloat16)
             answers = generate(module, prompts, self.sampling, seed=run.seed)
             for row, answer in zip(shown, answers, strict=True):
                 row[name] = tokenizer.decode(answer, skip_special_tokens=True)

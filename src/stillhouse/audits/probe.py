@@ -36,7 +36,7 @@ class Probe:
         sources = run.sources()
         held = sources["valid"] if len(sources["valid"]) else sources["test"]
         teacher: Any = run.teacher
-        student = run.recipe.student.build(run).to(run.device)
+        student = run.recipe.student.build(run).to(run.device).train()
         found = {"teacher": nll(teacher.module, held, self.rows, run), "start": nll(student, held, self.rows, run)}
         run.horizon = self.steps
         optim = Optim(lr=self.lr, schedule="constant")
@@ -68,6 +68,7 @@ def advice(found: dict[str, float]) -> str | None:
 @torch.no_grad()
 def nll(module: nn.Module, source: Source, rows: int, run: Run) -> float:
     """Mean loss in nats per counted token over the first `rows` rows."""
+    training = module.training
     module.eval()
     total, count = 0.0, 0.0
     for row in range(min(rows, len(source))):
@@ -75,5 +76,5 @@ def nll(module: nn.Module, source: Source, rows: int, run: Run) -> float:
         weight = weight_of(batch)
         total += float(cross_entropy(logits_of(module, batch), batch["labels"], weight=weight).sum())
         count += float(weight.sum())
-    module.train()
+    module.train(training)
     return total / max(count, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -48,7 +49,9 @@ LOOK, DO, CHECK = "What there is", "Distil", "Look at what came out"
 ScaleName = Literal["smoke", "small", "paper"]
 Name = Annotated[str, typer.Argument(metavar="ID", help="a method's id, as `stillhouse list` shows it")]
 Scale = Annotated[ScaleName, typer.Option(help="seconds on toys, minutes on real data, or the paper's own setting")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one field, as in train.optim.lr=1e-4")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one field, as in train.optim.lr=1e-4")
+]
 Seed = Annotated[int | None, typer.Option(help="everything random follows from it; the recipe's own (0) if left out")]
 Runs = Annotated[Path, typer.Option(help="the folder that run folders are made in")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the accelerator if there is one if left out")]
@@ -63,7 +66,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def stillhouse_(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error; may stand anywhere")] = False,
 ) -> None:
     """Distil a big model into a small one, and prove that it was worth it."""
@@ -75,7 +80,9 @@ def stillhouse_(
 @app.command("list", rich_help_panel=LOOK)
 def list_(
     modality: Annotated[str | None, typer.Option(help="text, image, graph, table")] = None,
-    needs: Annotated[list[str] | None, typer.Option(help="what your teacher gives: logits, features, text, nothing …")] = None,
+    needs: Annotated[
+        list[str] | None, typer.Option(help="what your teacher gives: logits, features, text, nothing …")
+    ] = None,
     family: Annotated[str | None, typer.Option(help="the folder: classics, language …")] = None,
     proven: Annotated[bool | None, typer.Option("--proven/--unproven", help="by the verdict of its proof")] = None,
     json: Annotated[bool, typer.Option("--json", help="as JSON, for other programs")] = False,
@@ -142,13 +149,14 @@ def doctor(runs: Runs = Path("runs")) -> None:
 Teacher = Annotated[str, typer.Option(help="a Hugging Face folder or name, or a .gguf file")]
 Student = Annotated[str, typer.Option(help="the same, or cut from the teacher: shrink:layers=10")]
 Data = Annotated[str, typer.Option(help="your .jsonl, .parquet, .csv or .txt file")]
-Out = Annotated[Path, typer.Option(help="where the finished student goes")]
+Out = Annotated[Path, typer.Option(help="the folder that the finished student goes to")]
 MethodName = Annotated[str, typer.Option(help="a method's id; auto chooses from teacher, student and data")]
 Steps = Annotated[int | None, typer.Option(min=1, help="optimizer steps")]
 Minutes = Annotated[float | None, typer.Option(min=0.1, help="a budget in place of --steps")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="packed rows a step")]
 Length = Annotated[int | None, typer.Option(min=8, help="tokens in a packed row")]
 Column = Annotated[str | None, typer.Option(help="the column to learn from; found by itself if left out")]
+Adapt = Annotated[int, typer.Option(min=0, help="first fine-tune the teacher on your text for so many steps")]
 
 
 @app.command(rich_help_panel=DO)
@@ -163,23 +171,21 @@ def distil(
     batch: BatchSize = None,
     length: Length = None,
     column: Column = None,
+    adapt: Adapt = 0,
     seed: Seed = None,
     settings: Settings = None,
     runs: Runs = Path("runs"),
     yes: Annotated[bool, typer.Option("--yes", "-y", help="start without asking")] = False,
 ) -> None:
     """Distil your own teacher into your own student on your own data."""
-    import sys
-
-    asked: dict[str, Any] = {
-        "teacher": teacher, "student": student, "data": data, "out": out, "method": method, "steps": steps,
-        "minutes": minutes, "batch": batch, "length": length, "column": column, "seed": seed or 0,
-        "settings": tuple(settings or ()), "runs": runs,
-    }  # fmt: skip
-    typer.echo(str(stillhouse.plan(**asked)))
+    asked = _asked(locals())
+    needed = stillhouse.plan(**asked)
+    typer.echo(str(needed))
+    needed.check()
     if not yes and sys.stdin.isatty() and not typer.confirm("Start?", default=True):
         raise typer.Exit(1)
-    _finished(stillhouse.distil(**asked, progress=_progress("tokens")))
+    _finished(stillhouse.distil(**asked, out=out, runs=runs, progress=_progress("tokens")))
+    typer.echo(f"student: {out}")
 
 
 @app.command(rich_help_panel=DO)
@@ -194,24 +200,28 @@ def plan(
     batch: BatchSize = None,
     length: Length = None,
     column: Column = None,
+    adapt: Adapt = 0,
     seed: Seed = None,
     settings: Settings = None,
     runs: Runs = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", "-y", hidden=True)] = False,
 ) -> None:
     """What `distil` with the same options would need: memory, minutes, disk, teacher tokens. Trains nothing."""
-    typer.echo(
-        str(
-            stillhouse.plan(
-                teacher=teacher, student=student, data=data, out=out, method=method, steps=steps, minutes=minutes,
-                batch=batch, length=length, column=column, seed=seed or 0, settings=tuple(settings or ()), runs=runs,
-            )
-        )
-    )  # fmt: skip
+    asked = _asked(locals())
+    typer.echo(str(stillhouse.plan(**asked)))
+
+
+def _asked(options: dict[str, Any]) -> dict[str, Any]:
+    """What the Python functions `distil` and `plan` share, from the options of the commands."""
+    shared = {key: value for key, value in options.items() if key not in ("out", "runs", "yes")}
+    return shared | {"seed": options["seed"] or 0, "settings": options["settings"] or ()}
 
 
 @app.command(rich_help_panel=DO)
 def run(
-    what: Annotated[str, typer.Argument(metavar="ID|RECIPE.yaml|RUN", help="a method, a recipe file, or a run to go on with")],
+    what: Annotated[
+        str, typer.Argument(metavar="ID|RECIPE.yaml|RUN", help="a method, a recipe file, or a run to go on with")
+    ],
     scale: Scale = "small",
     settings: Settings = None,
     seed: Seed = None,
@@ -227,16 +237,14 @@ def run(
     if launch.is_run(what):
         if settings or seed is not None:
             raise RecipeError(f"{what} is a run that has begun: its recipe is fixed; start a new run to change it")
-        recipe, folder = door.load(Path(what) / "recipe.yaml", allow=allowed), Path(what)
+        recipe = door.load(Path(what) / "recipe.yaml", allow=allowed)
         progress = _progress(launch.unit_of(recipe))
-        _finished(launch.resume(folder, device=device, progress=progress, allow=allowed))
+        _finished(launch.launch(recipe, folder=Path(what), device=device, progress=progress))
         return
     recipe = door.override(launch.find(what, scale, allow=allowed), settings or (), allow=allowed)
     if seed is not None:
         recipe = recipe.set("seed", seed)
-    folder = launch.new_folder(runs, recipe.id, recipe.seed)
-    typer.echo(f"{recipe.id}, seed {recipe.seed}: {', '.join(recipe.stages)}\n{folder}", err=True)
-    _finished(launch.launch(recipe, folder=folder, device=device, progress=_progress(launch.unit_of(recipe))))
+    _finished(launch.launch(recipe, runs=runs, device=device, progress=_progress(launch.unit_of(recipe))))
 
 
 @app.command(rich_help_panel=DO)
@@ -244,7 +252,7 @@ def demo(runs: Runs = Path("runs")) -> None:
     """Distil a real language model on this machine, in minutes."""
     from .demo import demo
 
-    demo(runs=runs, progress=_progress("tokens"))
+    _finished(demo(runs=runs, progress=_progress("tokens")))
 
 
 # -- look at what came out -----------------------------------------------------------------------------------------

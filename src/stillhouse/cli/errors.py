@@ -27,7 +27,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _ours(error: BaseException) -> bool:
-    """Whether this error was raised on purpose: by a class of ours, or a plain ValueError or LookupError in our code."""
+    """Whether it was raised on purpose: a class of ours, or a plain ValueError or LookupError from our code."""
     if type(error).__module__.split(".")[0] == "stillhouse":
         return True
     return type(error) in (ValueError, LookupError) and _raised_in(error.__traceback__).startswith("stillhouse.")

@@ -33,7 +33,7 @@ def run(
     if not isinstance(what, Recipe) and is_run(what):
         if set or seed is not None:
             raise RecipeError(f"{what} is a run that has begun: its recipe is fixed; start a new run to change it")
-        return resume(Path(what), device=device, progress=progress)
+        return launch(door.load(Path(what) / "recipe.yaml"), folder=Path(what), device=device, progress=progress)
     recipe = what if isinstance(what, Recipe) else find(str(what), scale)
     for path, value in (set or {}).items():
         recipe = recipe.set(path, value)
@@ -85,19 +85,26 @@ def launch(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Start `recipe` in a new folder below `runs` (or in `folder`) and run its stages to the end."""
+    """Run the stages of `recipe` that are not done yet in `folder`, or all of them in a new folder below `runs`."""
+    from ..core.run import Interrupted, Run, best_device
+    from ..core.stage import execute
+
+    door.dump(recipe)  # what cannot be written down, or has no device, must not leave a folder behind
+    place = best_device() if device is None else _device(device)
     folder = folder or new_folder(runs, recipe.id, recipe.seed)
-    started = _open(folder, recipe, device)  # makes the folder, or says why it cannot
-    describe(folder, recipe)
-    return _execute(recipe, started, progress)
-
-
-def resume(
-    folder: Path, *, device: str | None = None, progress: Progress | None = None, allow: Collection[str] = ()
-) -> Run:
-    """Run the stages of a run folder that are not done yet."""
-    recipe = door.load(folder / "recipe.yaml", allow=allow)
-    return _execute(recipe, _open(folder, recipe, device), progress)
+    run = Run(folder, seed=recipe.seed, device=place, progress=progress)
+    if not is_run(folder):
+        describe(folder, recipe)
+    try:
+        if progress is not None:
+            progress.begin(f"{recipe.id}, seed {recipe.seed}, on {place}: {', '.join(recipe.stages)}", folder)
+        execute(recipe, run)
+    except KeyboardInterrupt as error:  # outside a training loop, which stops by itself between two steps
+        raise Interrupted(f"stopped in stage {run.stage!r}; go on with: stillhouse run {folder}") from error
+    finally:
+        if progress is not None:
+            progress.close()
+    return run
 
 
 def describe(folder: Path, recipe: Recipe) -> None:
@@ -114,12 +121,6 @@ def unit_of(recipe: Recipe) -> str:
     return "tokens" if hasattr(recipe.data, "length") else "items"
 
 
-def _open(folder: Path, recipe: Recipe, device: str | None) -> Run:
-    from ..core.run import Run
-
-    return Run(folder, seed=recipe.seed) if device is None else Run(folder, seed=recipe.seed, device=_device(device))
-
-
 def _device(name: str) -> Any:
     import torch
 
@@ -129,20 +130,7 @@ def _device(name: str) -> Any:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RunError(f"this machine has no device {name!r}; leave --device out, or see `stillhouse doctor`") from error
+        raise RunError(
+            f"this machine has no device {name!r}; leave --device out, or see `stillhouse doctor`"
+        ) from error
     return device
-
-
-def _execute(recipe: Recipe, run: Run, progress: Progress | None) -> Run:
-    from ..core.run import Interrupted
-    from ..core.stage import execute
-
-    run.progress = progress
-    try:
-        execute(recipe, run)
-    except KeyboardInterrupt as error:  # outside a training loop, which stops by itself between two steps
-        raise Interrupted(f"stopped in stage {run.stage!r}; go on with: stillhouse run {run.folder}") from error
-    finally:
-        if progress is not None:
-            progress.close()
-    return run

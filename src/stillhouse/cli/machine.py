@@ -15,7 +15,17 @@ from typing import Any
 
 import stillhouse
 
-PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "peft", "safetensors", "pyarrow", "scikit-learn", "pydantic")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "safetensors",
+    "pyarrow",
+    "scikit-learn",
+    "pydantic",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -74,7 +84,9 @@ def cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def cores() -> int:

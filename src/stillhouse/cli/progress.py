@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 
 class Progress(Protocol):
-    """What a stage tells while it works. `seconds` are those of the work itself, over all resumes."""
+    """What a run tells while it works."""
+
+    def begin(self, what: str, folder: Path) -> None:
+        """The run in `folder` starts, or goes on."""
+        ...
 
     def update(self, stage: str, done: int, total: int, logs: Mapping[str, float], seconds: float) -> None:
-        """`done` of `total` steps are finished."""
+        """`done` of `total` steps of a stage are finished, in `seconds` of work over all resumes."""
         ...
 
     def close(self) -> None:
@@ -20,10 +25,13 @@ class Progress(Protocol):
         ...
 
 
-def progress(unit: str = "items", stream: TextIO | None = None) -> Progress:
-    """The progress display that fits where the output goes; `unit` is what an update's count counts."""
-    stream = stream or sys.stderr
-    return Bar(unit, stream) if stream.isatty() else Lines(unit, stream)
+def progress(unit: str = "items", stream: TextIO | None = None, *, announce: bool = True) -> Progress:
+    """The progress display that fits where the output goes.
+
+    `unit` is what an update's count counts; `announce` says at the start what is run and in which folder.
+    """
+    out: TextIO = sys.stderr if stream is None else stream
+    return Bar(unit, out, announce=announce) if out.isatty() else Lines(unit, out, announce=announce)
 
 
 class Rate:
@@ -54,15 +62,27 @@ class Rate:
         return "  ".join(parts)
 
 
-class Bar:
+class _Display:
+    """What the two displays share."""
+
+    def __init__(self, unit: str, stream: TextIO, announce: bool):
+        self.rate, self.stream, self.announce = Rate(unit), stream, announce
+
+    def begin(self, what: str, folder: Path) -> None:
+        """Say what is run and where."""
+        if self.announce:
+            print(f"{what}\n{folder}", file=self.stream, flush=True)
+
+
+class Bar(_Display):
     """A bar with loss, speed and time left."""
 
-    def __init__(self, unit: str, stream: TextIO):
+    def __init__(self, unit: str, stream: TextIO, *, announce: bool = True):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        self.rate = Rate(unit)
+        super().__init__(unit, stream, announce)
         columns = (
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"), TextColumn("[cyan]{task.fields[left]}"),
@@ -84,11 +104,12 @@ class Bar:
         self.rich.stop()
 
 
-class Lines:
+class Lines(_Display):
     """A line at the first and the last step and every `every` seconds between, for logs and pipes."""
 
-    def __init__(self, unit: str, stream: TextIO, every: float = 5.0):
-        self.rate, self.stream, self.every = Rate(unit), stream, every
+    def __init__(self, unit: str, stream: TextIO, *, every: float = 5.0, announce: bool = True):
+        super().__init__(unit, stream, announce)
+        self.every = every
         self.last = float("-inf")
 
     def update(self, stage: str, done: int, total: int, logs: Mapping[str, float], seconds: float) -> None:
@@ -99,7 +120,11 @@ class Lines:
         if new or done == total or now - self.last >= self.every:
             self.last = now
             left = f"{clock(seconds / done * (total - done))} left" if done < total else f"took {clock(seconds)}"
-            print("  ".join(p for p in (f"{stage} {done}/{total}", str(self.rate), left) if p), file=self.stream, flush=True)
+            print(
+                "  ".join(p for p in (f"{stage} {done}/{total}", str(self.rate), left) if p),
+                file=self.stream,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Nothing to put back."""

@@ -1,4 +1,4 @@
-"""Run a claim: every arm tuned alike on the validation split, then paired over seeds on the test split, then the verdict.
+"""Run a claim: arms tuned alike on the validation split, then paired over seeds on the test split, then the verdict.
 
 The runs are folders below `runs/proofs/ID/`, named by arm, seed and a hash of the recipe: a proof that was stopped
 goes on where it was, and a changed recipe starts anew.
@@ -162,11 +162,9 @@ class _Runner:
         recipe = judged_on(recipe.set("seed", seed), split, arm)
         text = door.dump(recipe)
         folder = self.folder / f"{arm}_s{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        shown = progress(launch.unit_of(recipe))
-        if launch.is_run(folder):
-            run = launch.resume(folder, device=self.device, progress=shown)
-        else:
-            run = launch.launch(recipe, folder=folder, device=self.device, progress=shown)
+        run = launch.launch(
+            recipe, folder=folder, device=self.device, progress=progress(launch.unit_of(recipe), announce=False)
+        )
         events = run.read("events.jsonl")
         seconds = sum(e["seconds"] for e in events if e["event"] == "stage" and e["state"] == "done")
         trial = Trial(self.read(folder, arm, split), seconds, folder)
@@ -184,7 +182,9 @@ class _Runner:
             if (f.name, f.subject) == (proof.metric, proof.subject):
                 return f.value
         there = ", ".join(sorted({f"{f.name} of {f.subject}" for f in found})) or "nothing"
-        raise ProofError(f"arm {arm!r} found no {proof.metric} of {proof.subject} on the {split} split; it found {there}")
+        raise ProofError(
+            f"arm {arm!r} found no {proof.metric} of {proof.subject} on the {split} split; it found {there}"
+        )
 
 
 def judged_on(recipe: Recipe, split: str, arm: str = "ours") -> Recipe:
@@ -204,7 +204,11 @@ def judged_on(recipe: Recipe, split: str, arm: str = "ours") -> Recipe:
 
 
 def summary(
-    proof: Proof, values: Mapping[str, Mapping[int, Trial]], effects: Mapping[str, Effect], outcome: Verdict, seconds: float
+    proof: Proof,
+    values: Mapping[str, Mapping[int, Trial]],
+    effects: Mapping[str, Effect],
+    outcome: Verdict,
+    seconds: float,
 ) -> Iterator[Table | Text]:
     """The proof for a terminal: a row for every arm, and the verdict."""
     grid = Table(box=None, pad_edge=False, header_style="bold")

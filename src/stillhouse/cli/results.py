@@ -61,4 +61,4 @@ def _cell(f: Finding) -> Text:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

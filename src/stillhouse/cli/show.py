@@ -1,4 +1,4 @@
-"""What there is: the table of methods, one method's card, how to cite. Reads files; imports neither methods nor torch."""
+"""What there is: the table of methods, one method's card, how to cite. Imports neither methods nor torch."""
 
 from __future__ import annotations
 

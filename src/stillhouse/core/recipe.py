@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 Scale = Literal["smoke", "small", "paper"]
 T = TypeVar("T")
@@ -76,9 +76,9 @@ def to_plain(value: Any) -> Any:
         name = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"use": name.removeprefix("stillhouse."), **fields}
     if isinstance(value, Mapping):
-        return {str(k): to_plain(v) for k, v in value.items()}
+        return {str(k): to_plain(v) for k, v in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, (tuple, list)):
-        return [to_plain(v) for v in value]
+        return [to_plain(v) for v in cast("Iterable[Any]", value)]
     if isinstance(value, Path):
         return str(value)
     if value is None or isinstance(value, (str, int, float, bool)):
@@ -98,13 +98,15 @@ def _replaced(holder: Any, keys: list[str], value: Any, path: str) -> Any:
         return value
     key, rest = keys[0], keys[1:]
     if isinstance(holder, Mapping):
-        if key not in holder:
-            raise RecipeError(f"no {key!r} in {path!r}{nearest(key, holder)}")
-        return {k: _replaced(v, rest, value, path) if k == key else v for k, v in holder.items()}
+        entries = cast("Mapping[str, Any]", holder)
+        if key not in entries:
+            raise RecipeError(f"no {key!r} in {path!r}{nearest(key, entries)}")
+        return {k: _replaced(v, rest, value, path) if k == key else v for k, v in entries.items()}
     if isinstance(holder, tuple):
-        if not key.isdigit() or int(key) >= len(holder):
-            raise RecipeError(f"no item {key!r} in {path!r}; there are {len(holder)}, counted from 0")
-        return tuple(_replaced(v, rest, value, path) if i == int(key) else v for i, v in enumerate(holder))
+        items = cast("tuple[Any, ...]", holder)
+        if not key.isdigit() or int(key) >= len(items):
+            raise RecipeError(f"no item {key!r} in {path!r}; there are {len(items)}, counted from 0")
+        return tuple(_replaced(v, rest, value, path) if i == int(key) else v for i, v in enumerate(items))
     if dataclasses.is_dataclass(holder) and not isinstance(holder, type):
         names = [f.name for f in dataclasses.fields(holder) if f.init]
         if key not in names:

@@ -78,7 +78,7 @@ class StageState:
     method: str = ""  # class name of what a training stage learns with
     steps: int | None = None  # optimizer steps taken
     seconds: float | None = None  # of training alone
-    items: int | None = None  # examples seen
+    items: int | None = None  # what it learned from: tokens that count in language, else examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,7 @@ class Report:
 
     recipe: dict[str, Any]
     recipe_yaml: str  # the same, as it was written
+    language: bool  # its models predict tokens, not classes: "text" and "tokens" instead of "data" and "examples"
     stages: tuple[StageState, ...]
     findings: tuple[Finding, ...]
     figures: tuple[Figure, ...]  # what the checks drew

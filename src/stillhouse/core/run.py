@@ -108,7 +108,7 @@ class Run:
         if not path.exists():
             return []
         lines: list[dict[str, Any]] = []
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8").split("\n"):  # splitlines() would cut at U+2028 inside a string
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -118,8 +120,15 @@ class Train:
             with run.artifact(run.stage, seconds=seconds, **facts) as folder:
                 spec.save(state.get_submodule("student").eval(), folder, run)
             run.drop_checkpoints()
+        run.event("cost", **self._cost(source, run, seconds))
         if stop.is_set():  # asked during the last step or while saving
             raise Interrupted(f"stopped after stage {run.stage!r}; go on with: stillhouse run {run.folder}")
+
+    def _cost(self, source: Any, run: Run, seconds: float) -> dict[str, float]:
+        """Seconds in steps, peak bytes so far, and tokens read if the data are counted in tokens."""
+        tokens = getattr(source, "tokens", 0) * run.horizon * self.batch / len(source)
+        asked = round(tokens) if self.method.needs else 0
+        return {"seconds": seconds, "memory": peak_memory(run.device), "tokens": round(tokens), "teacher_tokens": asked}
 
     def _planned(self, run: Run) -> int:
         if self.seconds_of is None or self.speed_of is None:
@@ -265,6 +274,13 @@ def stop_requests():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that the process (or, on a GPU, its tensors) ever held."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class _Clock:

@@ -220,7 +220,7 @@ def _splits(
         members = (labels == label).nonzero().flatten().tolist()
         members.sort(key=lambda i: seed_of("split", str(keys[i])))
         test = 0 if held_out is not None else _share(split.test, len(members))
-        valid = _share(split.valid, len(members) - test)
+        valid = _share(split.valid, len(members))
         if test + valid >= len(members):
             raise RunError(f"{owner} has too few images of class {names[label]} ({len(members)}) to split them")
         parts["test"] += members[:test]

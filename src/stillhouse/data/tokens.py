@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -117,26 +118,42 @@ class Text:
         splits = self.rows(run)
         tokenizer = run.recipe.student.tokenizer(run)
         packed = {name: self._pack(rows, tokenizer, run) for name, rows in splits.items()}
-        if not packed["train"].rows:
-            reasons = sorted({r["why"] for r in run.read("rejects.jsonl")})
-            raise RunError(f"no row of {self.path} can be learned from: {'; '.join(reasons[:3]) or 'all are empty'}")
+        for name, share in (("train", 1.0), ("valid", self.valid), ("test", self.test)):
+            if share and not packed[name].rows:  # better now than after the training
+                raise RunError(f"no {name} row of {self.path} can be learned from: {_reasons(run)}")
         return packed
 
     def rows(self, run: Run) -> dict[str, list[Row]]:
-        """The splits as rows."""
-        rows = read_rows(self.path, run)[: self.limit]
+        """The splits as rows: what each row teaches, see `example_of`."""
+        rows: list[Row] = []
+        for row in read_rows(self.path, run)[: self.limit]:
+            example = example_of(row, self.column)
+            if isinstance(example, str):
+                run.reject(row, example)
+            else:
+                rows.append(example)
+        if not rows:
+            raise RunError(f"no row of {self.path} can be learned from: {_reasons(run)}")
         return split_rows(rows, valid=self.valid, test=self.test, run=run)
 
     def prompts(self, run: Run) -> dict[str, list[list[int]]]:
         """The prompt of every row as tokens: what a teacher is asked to answer."""
         tokenizer = run.recipe.student.tokenizer(run)
-        found = {name: [encode_prompt(row, tokenizer) for row in rows] for name, rows in self.rows(run).items()}
-        return {name: [p[: self.length] for p in prompts] for name, prompts in found.items()}
+        found: dict[str, list[list[int]]] = {}
+        for name, rows in self.rows(run).items():
+            coded = [(row, encode_prompt(row, tokenizer)) for row in rows]
+            found[name] = [tokens for _, tokens in coded if 0 < len(tokens) < self.length]
+            for row, tokens in coded:
+                if not 0 < len(tokens) < self.length:
+                    run.reject(row, f"a prompt of {len(tokens)} tokens; rows have {self.length} (--length)")
+        if not found["train"]:
+            raise RunError(f"no prompt of {self.path} can be answered: {_reasons(run)}")
+        return found
 
     def _pack(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, run: Run) -> Packed:
         documents: list[Document] = []
         for number, row in enumerate(rows):
-            made = encode(row, tokenizer, self.column)
+            made = encode(row, tokenizer)
             if isinstance(made, str):
                 run.reject(row, made)
             else:
@@ -144,21 +161,50 @@ class Text:
         return pack(documents, self.length)
 
 
-def encode(row: Row, tokenizer: Any, column: str | None = None) -> tuple[list[int], list[bool]] | str:
-    """A row's tokens and which of them count; or, if it cannot be learned from, the reason."""
+def _reasons(run: Run) -> str:
+    reasons = dict.fromkeys(reject["why"] for reject in run.read("rejects.jsonl"))
+    return "; ".join(list(reasons)[:3]) or "all are empty"
+
+
+def example_of(row: Row, column: str | None = None) -> Row | str:
+    """What a row teaches: {"messages"}, {"prompt", "completion"}, {"text"} or {"prompt"} alone; or why it cannot.
+
+    Other columns (ids, sources) are left out, so that the same text under two ids counts as one. A named column of
+    text beside a prompt is its completion.
+    """
+    prompt = row.get("prompt") or row.get("question")
     kind = column or next((c for c in ("messages", "completion", "text") if row.get(c)), None)
     if kind is None:
-        if row.get("prompt") or row.get("question"):
-            return "a prompt without a completion: let the teacher write the answers (method seqkd)"
-        return "no `text`, `prompt` + `completion` or `messages`; name the column"
+        return {"prompt": str(prompt)} if prompt else "no text, prompt + completion or messages column; name one"
     value = row.get(kind)
     if not value:
-        return f"column {kind!r} is empty"
+        return f"column {kind!r} is empty" if kind in row else f"no column {kind!r}"
     if kind == "messages" or isinstance(value, list):
-        return _encode_chat(value, tokenizer)
-    if kind == "completion":
-        return _encode_pair(str(row.get("prompt") or ""), str(value), tokenizer)
-    tokens = tokenizer(str(value))["input_ids"]
+        turns = _turns(value)
+        return f"column {kind!r} is not a list of turns with role and content" if turns is None else {"messages": turns}
+    if kind == "completion" or (prompt and kind != "text"):
+        return {"prompt": str(prompt or ""), "completion": str(value)}
+    return {"text": str(value)}
+
+
+def _turns(value: Any) -> list[dict[str, Any]] | None:
+    try:
+        turns = json.loads(value) if isinstance(value, str) else value  # a CSV holds them as JSON
+    except ValueError:
+        return None
+    fit = isinstance(turns, list) and all(isinstance(t, dict) and t.get("role") and "content" in t for t in turns)
+    return turns if turns and fit else None
+
+
+def encode(row: Row, tokenizer: Any) -> tuple[list[int], list[bool]] | str:
+    """The tokens of what a row teaches (see `example_of`) and which of them count; or why it cannot be learned from."""
+    if "messages" in row:
+        return _encode_chat(row["messages"], tokenizer)
+    if "completion" in row:
+        return _encode_pair(row["prompt"], row["completion"], tokenizer)
+    if "text" not in row:
+        return "a prompt without a completion: let the teacher write the answers (--method seqkd)"
+    tokens = tokenizer(row["text"])["input_ids"]
     end = tokenizer.eos_token_id
     tokens = tokens if end is None else [*tokens, end]
     return tokens, [True] * len(tokens)
@@ -170,25 +216,35 @@ def _encode_pair(prompt: str, completion: str, tokenizer: Any) -> tuple[list[int
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         return _encode_chat(chat, tokenizer)
     head = tokenizer(prompt)["input_ids"]
-    tail = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tail = tokenizer(completion, add_special_tokens=False)["input_ids"] + end
     return head + tail, [False] * len(head) + [True] * len(tail)
 
 
-def _encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tuple[list[int], list[bool]] | str:
-    """A rendered conversation in which the assistant's words and the token that ends each turn count."""
+def _encode_chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> tuple[list[int], list[bool]] | str:
+    """A rendered conversation in which the assistant's words and the token that ends each turn count.
+
+    Templates that rewrite earlier turns (dropping their reasoning) leave only the turns that can still be found.
+    """
     if not tokenizer.chat_template:
         return "a conversation, but the tokenizer has no chat template; give prompt + completion columns instead"
     if not any(m.get("role") == "assistant" and m.get("content") for m in messages):
-        return "a conversation without an assistant's answer: let the teacher write it (method seqkd)"
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    spans: list[tuple[int, int]] = []
-    for i, message in enumerate(messages):
-        if message.get("role") == "assistant":
-            begin = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-            until = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
-            if not text.startswith(begin) or not text.startswith(until):
-                return "the chat template rewrites earlier turns, so the assistant's words cannot be found"
-            spans.append((len(begin), len(until.rstrip("\n"))))
+        return "a conversation without an assistant's answer: let the teacher write it (--method seqkd)"
+    if messages[0]["role"] == "assistant":
+        return "a conversation that begins with the assistant; nobody has asked it anything"
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        spans: list[tuple[int, int]] = []
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                begin = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
+                until = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+                if text.startswith(begin) and text.startswith(until):
+                    spans.append((len(begin), len(until.rstrip("\n"))))
+    except Exception as error:  # a template is a program, and refuses roles or orders as it likes
+        return f"the chat template refuses it: {next(iter(str(error).splitlines()), type(error).__name__)}"
+    if not spans:
+        return "the chat template moves the assistant's words, so they cannot be found"
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     counts = [any(a <= start < b for a, b in spans) for start, _ in coded["offset_mapping"]]
     return coded["input_ids"], counts
@@ -196,14 +252,21 @@ def _encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tuple
 
 def encode_prompt(row: Row, tokenizer: Any, opening: int = 32) -> list[int]:
     """The tokens up to where the assistant (or the completion) begins; the first `opening` tokens of a plain text."""
-    if row.get("text") and not row.get("messages") and not row.get("prompt"):
-        return tokenizer(str(row["text"]))["input_ids"][:opening]
-    if row.get("messages"):
-        last = max((i for i, m in enumerate(row["messages"]) if m.get("role") == "assistant"), default=None)
-        turns = row["messages"] if last is None else row["messages"][:last]
+    if "text" in row:
+        return tokenizer(row["text"])["input_ids"][:opening]
+    if not tokenizer.chat_template:
+        if "messages" in row:
+            raise RunError("the data hold conversations, but the tokenizer has no chat template; give prompts instead")
+        return tokenizer(row["prompt"])["input_ids"]
+    if "messages" in row:
+        last = max((i for i, m in enumerate(row["messages"]) if m["role"] == "assistant"), default=None)
+        turns = row["messages"][:last]
     else:
-        turns = [{"role": "user", "content": str(row.get("prompt") or row.get("question") or "")}]
-    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": row["prompt"]}]
+    if not turns:
+        return []
+    try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(turns[-1]["content"])["input_ids"]
+    except Exception as error:  # a template is a program, and refuses roles or orders as it likes
+        raise RunError(f"the chat template refuses the prompt {str(turns)[:80]}: {error}") from error
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -74,7 +74,7 @@ class Sentences:
     Who comes first is the prompt and does not count; what follows is to be learned. Documents and rows are ragged.
     """
 
-    length: int = 64  # tokens in a packed row
+    length: int = 96  # tokens in a packed row
     train: int = 160  # sentences; the rest is split between `valid` and `test`
 
     def load(self, run: Run) -> Mapping[str, Packed]:

@@ -35,6 +35,13 @@ def pick_logits(output: Any, owner: str = "the module") -> Logits:
     return found
 
 
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the parameters in place, not the buffers: rotary frequencies would be ruined. Returns the module."""
+    for param in module.parameters():
+        param.data = param.data.to(dtype)
+    return module
+
+
 def weight_of(batch: Batch) -> Tensor:
     """How much each item counts, `[*N]` float32; ones if the batch does not say."""
     weight = batch.get("weight")

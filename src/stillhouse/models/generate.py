@@ -94,18 +94,22 @@ def _answers(
     readers = [(_reader(module, prompts), share) for module, share in parts]
     answers: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
+    ended: set[int] = set()
     tokens: Tensor | None = None
     for _ in range(sampling.max_new):
-        probs: Tensor | None = None
-        for reader, share in readers:
-            each = _distribution(reader.read(tokens), sampling) * share
-            probs = each if probs is None else probs + each
-        assert probs is not None
+        logits = [reader.read(tokens) for reader, _ in readers]
+        classes = min(z.shape[-1] for z in logits)  # rows beyond the common ones pad a vocabulary
+        shares = [share for _, share in readers]
+        each = [_distribution(z[:, :classes], sampling) * share for z, share in zip(logits, shares, strict=True)]
+        probs = torch.stack(each).sum(0)
         chosen = probs.argmax(-1) if sampling.temperature == 0 else _sample(probs, draw)
         tokens = chosen.to(probs.device)
         for row, token in zip(alive, chosen.tolist(), strict=True):
-            answers[row].append(token)
-        going = [k for k, row in enumerate(alive) if answers[row][-1] != end]
+            if row not in ended:
+                answers[row].append(token)
+                if token == end:
+                    ended.add(row)
+        going = [k for k, row in enumerate(alive) if row not in ended]
         if not going:
             break
         if len(going) < 0.75 * len(alive):  # finished rows leave the batch, a few at a time
@@ -113,11 +117,7 @@ def _answers(
             for reader, _ in readers:
                 reader.keep(index)
             alive, tokens = [alive[k] for k in going], tokens[index.to(tokens.device)]
-    return [_until(answer, end) for answer in answers]
-
-
-def _until(answer: list[int], end: int | None) -> list[int]:
-    return answer[: answer.index(end) + 1] if end in answer else answer
+    return answers
 
 
 def _distribution(logits: Tensor, sampling: Sampling) -> Tensor:

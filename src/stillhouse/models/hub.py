@@ -1,4 +1,4 @@
-"""Language models from Hugging Face folders, the local hub cache and GGUF files, as modules that answer with HeadLogits."""
+"""Language models from Hugging Face folders, the hub's local cache and GGUF files, as modules that give HeadLogits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import os
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -49,11 +51,23 @@ class CausalLM(nn.Module):
         tokens [B, T]; position [B, T] restarts in every packed document; document [B, T] numbers them, -1 is padding.
         Without `document` a row is one document, and padding on the right needs no mask.
         """
-        mask = None if document is None else document_mask(document)
+        mask = None if document is None else self._fit(document_mask(document), position)
         hidden = self.decoder(
             input_ids=tokens, position_ids=position, attention_mask=mask, use_cache=False
         ).last_hidden_state
         return self.project(hidden)
+
+    def _fit(self, mask: Tensor | None, position: Tensor | None) -> Tensor | None:
+        """The mask as this model's attention wants it: the plain implementation adds it to the scores."""
+        if mask is None:
+            return None
+        window = getattr(self.config, "sliding_window", None)
+        if window and position is not None and int(position.max()) >= window:  # our mask would open the window
+            raise RunError(f"this model looks back {window} tokens only, and a document is longer: --length {window}")
+        if self.config._attn_implementation != "eager":
+            return mask
+        dtype = self.model.get_input_embeddings().weight.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def project(self, hidden: Tensor) -> HeadLogits:
         """The head's logits for hidden states `[*N, d]`."""
@@ -169,13 +183,14 @@ def save_model(module: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBa
 
 def load_model(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A model by path (see HubLM), in evaluation mode; RunError in one line if there is none."""
-    folder = resolve(path)
-    try:
-        return transformers().AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or "auto", attn_implementation="sdpa"
+    with _loading(path):
+        model, found = transformers().AutoModelForCausalLM.from_pretrained(
+            resolve(path), dtype=dtype or "auto", output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(_not_loadable(path, error)) from error
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers would go on with random weights
+        raise RunError(f"the weights in {path} are not complete: {missing[0]} and {len(missing) - 1} more are missing")
+    return model
 
 
 @lru_cache(maxsize=8)
@@ -185,18 +200,14 @@ def _tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A tokenizer by path (see HubLM)."""
-    try:
+    with _loading(path):
         return _tokenizer(resolve(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(_not_loadable(path, error)) from error
 
 
 def load_config(path: str) -> Any:
     """A model's configuration by path, without its weights."""
-    try:
+    with _loading(path):
         return transformers().AutoConfig.from_pretrained(resolve(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(_not_loadable(path, error)) from error
 
 
 def resolve(path: str) -> str:
@@ -249,9 +260,23 @@ def _converted(file: Path) -> Path:
     return target
 
 
-def _not_loadable(path: str, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"cannot load a language model from {path!r}: {first}"
+@contextmanager
+def _loading(path: str) -> Generator[None]:
+    """Whatever goes wrong while a model is read becomes one line. The readers below raise all kinds of errors."""
+    try:
+        yield
+    except (RunError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        why = f"{path} needs another package ({_first_line(error)}): pip install 'stillhouse[hf]'"
+        raise RunError(why) from error
+    except Exception as error:
+        here = "" if Path(path).expanduser().exists() else ", which is neither here nor in the hub's local cache"
+        raise RunError(f"cannot load a language model from {path}{here}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def _with_adapters(model: PreTrainedModel, lora: Lora) -> Any:

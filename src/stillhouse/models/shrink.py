@@ -63,11 +63,14 @@ class Shrink:
         if run.done("cut"):
             return run.load_json("cut")
         depth = len(layers_of(module))
-        wanted = len(self.keep) or self.layers or depth
-        if not 1 <= wanted <= depth or any(not 0 <= k < depth for k in self.keep):
-            raise RunError(f"cannot keep {self.keep or wanted} of {depth} layers")
+        wanted = len(self.keep) or (depth if self.layers is None else self.layers)
+        if not 1 <= wanted <= depth:
+            raise RunError(f"cannot keep {wanted} of {depth} layers")
+        if len(set(self.keep)) < len(self.keep) or any(not 0 <= k < depth for k in self.keep):
+            raise RunError(f"keep names layers from 0 to {depth - 1}, each once, not {'+'.join(map(str, self.keep))}")
         inputs: list[dict[str, Tensor]] = []
-        if self.width or self.ffn or (wanted < depth and not self.keep and self.choose == "influence"):
+        narrower = self.width is not None or self.ffn is not None
+        if narrower or (wanted < depth and not self.keep and self.choose == "influence"):
             source = run.sources()["train"]
             items = range(min(self.rows, len(source)))
             inputs = [to_device(source.batch([i], 0)["inputs"], run.device) for i in items]
@@ -79,7 +82,7 @@ class Shrink:
         else:
             kept = influential_layers(module, inputs, wanted)
         channels = neurons = None
-        if self.width or self.ffn:
+        if narrower:
             channels, neurons = busiest(module, inputs, kept, self.width, self.ffn)
         cut = {"layers": kept, "channels": channels, "neurons": neurons}
         run.save_json("cut", cut, kind="cut")
@@ -175,7 +178,7 @@ def _check_llama(module: CausalLM) -> None:
 def busiest(
     module: CausalLM, inputs: Sequence[dict[str, Tensor]], kept: Sequence[int], width: int | None, ffn: int | None
 ) -> tuple[list[int] | None, list[list[int]] | None]:
-    """The hidden channels (one choice for the model) and the neurons of each kept layer with the largest activations."""
+    """The hidden channels (one choice for all layers) and the neurons of each kept layer with the largest activations."""
     _check_llama(module)
     layers = layers_of(module)
     config = module.config

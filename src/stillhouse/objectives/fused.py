@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from stillhouse.core.signal import HeadLogits, Logits, TopK
 
 MIB = 2**20
-CPU_TILES, GPU_TILES = 96 * MIB, 1024 * MIB  # what the buffers may take, both together
+CPU_TILES, GPU_TILES = 80 * MIB, 1024 * MIB  # what the buffers may take, both together
 CPU_BLOCK = 3 * MIB  # of one buffer; two or three of them fit into a core's cache (measured: 1.5 to 6 are alike)
 IMPOSSIBLE = -1e30  # stands for a log-probability of -inf, so that 0 * log 0 is 0 and not NaN
 
@@ -73,26 +73,17 @@ def apply(
     teacher: Logits | TopK | None = None,
     *,
     weight: Tensor | None = None,
-    **items: Tensor | None,
+    **items: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Run `rule` over the items: the objective times `weight` [*N], and all its columns [*N, c] without gradient.
 
     Items of weight 0 are not projected, and their value is 0. `items` are further tensors [*N] that the rule reads.
     """
-    check_classes(student, teacher)
-    shape = student.shape[:-1]
-    weights, rows = live(weight, shape)
-    work = _Work(
-        rule=rule,
-        student=replace(student, hidden=student.hidden.reshape(-1, student.hidden.shape[-1])).detach(),
-        teacher=flat(teacher),
-        items={name: value.detach().reshape(-1) for name, value in items.items() if value is not None},
-        rows=rows,
-        weight=weights,
-    )
+    work = _prepare(rule, student, teacher, weight, items)
     hidden = student.hidden.reshape(-1, student.hidden.shape[-1])
-    values, columns = _Fused.apply(hidden, student.weight, student.bias, work, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
-    return values.reshape(shape), columns.reshape(*shape, columns.shape[-1])
+    run = cast(Any, _Fused.apply)  # pyright: ignore[reportUnknownMemberType]
+    values, columns = run(hidden, student.weight, student.bias, work, torch.is_grad_enabled())
+    return values.reshape(student.shape[:-1]), columns.reshape(*student.shape[:-1], rule.columns)
 
 
 @torch.no_grad()
@@ -102,16 +93,11 @@ def survey(
     teacher: Logits | TopK | None = None,
     *,
     weight: Tensor | None = None,
-    **items: Tensor | None,
+    **items: Tensor,
 ) -> Tensor:
     """All columns of `rule` [*N, c], without gradients, for dense logits as for `HeadLogits`; 0 where weight is 0."""
-    check_classes(student, teacher)
-    shape = student.shape[:-1]
-    weights, rows = live(weight, shape)
-    extra = {name: value.reshape(-1) for name, value in items.items() if value is not None}
-    work = _Work(rule, flat(student), flat(teacher), extra, rows, weights)
-    columns = _sweep(work, (False, False, False)).columns
-    return columns.reshape(*shape, columns.shape[-1])
+    work = _prepare(rule, student, teacher, weight, items)
+    return _sweep(work, (False, False, False)).columns.reshape(*student.shape[:-1], rule.columns)
 
 
 def check_classes(student: Logits, teacher: Logits | TopK | None) -> None:
@@ -137,27 +123,16 @@ def live(weight: Tensor | None, shape: torch.Size) -> tuple[Tensor | None, Tenso
     return flat_weight, None if len(rows) == len(flat_weight) else rows
 
 
-def flat(logits: Any) -> Any:
-    """The same logits with one item axis, without gradient."""
-    if isinstance(logits, HeadLogits):
-        return replace(logits, hidden=logits.hidden.reshape(-1, logits.hidden.shape[-1])).detach()
-    if isinstance(logits, TopK):
-        k = logits.values.shape[-1]
-        values = logits.values.detach().reshape(-1, k)
-        return TopK(values, logits.index.reshape(-1, k), logits.rest.detach().reshape(-1))
-    return None if logits is None else logits.detach().reshape(-1, logits.shape[-1])
-
-
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One pass to make: the rule and its flat inputs."""
+    """One pass to make: the rule and its inputs, with one item axis and without gradient."""
 
     rule: Rule
     student: Logits
     teacher: Logits | TopK | None
-    items: Mapping[str, Tensor]
-    rows: Tensor | None  # indices of the items that count; None: all
     weight: Tensor | None  # [N]
+    rows: Tensor | None  # indices of the items that count; None: all
+    items: Mapping[str, Tensor]
 
     @property
     def count(self) -> int:
@@ -170,10 +145,33 @@ class _Work:
         return torch.float64 if data.dtype == torch.float64 else torch.float32
 
 
+def _prepare(
+    rule: Rule,
+    student: Logits,
+    teacher: Logits | TopK | None,
+    weight: Tensor | None,
+    items: Mapping[str, Tensor],
+) -> _Work:
+    check_classes(student, teacher)
+    flat = {name: x.detach().reshape(-1) for name, x in items.items()}
+    return _Work(rule, _flat(student), _flat(teacher), *live(weight, student.shape[:-1]), flat)
+
+
+def _flat(logits: Any) -> Any:
+    """The same logits with one item axis, without gradient."""
+    if isinstance(logits, HeadLogits):
+        return replace(logits, hidden=logits.hidden.reshape(-1, logits.hidden.shape[-1])).detach()
+    if isinstance(logits, TopK):
+        k = logits.values.shape[-1]
+        values = logits.values.detach().reshape(-1, k)
+        return TopK(values, logits.index.reshape(-1, k), logits.rest.detach().reshape(-1))
+    return None if logits is None else logits.detach().reshape(-1, logits.shape[-1])
+
+
 @dataclass(slots=True)
 class _Swept:
     columns: Tensor  # [N, c]
-    hidden: Tensor | None = None  # gradients of the weighted sum over items
+    hidden: Tensor | None = None  # gradients of the weighted sum over items; the head's in full precision
     weight: Tensor | None = None
     bias: Tensor | None = None
 
@@ -190,36 +188,34 @@ class _Fused(torch.autograd.Function):
         swept = _sweep(work, (grad and needs[0], grad and needs[1], grad and needs[2]))
         ctx.work, ctx.swept = work, swept
         ctx.save_for_backward(hidden, weight, bias)
-        columns = swept.columns
-        values = columns[:, 0] if work.weight is None else columns[:, 0] * work.weight
-        ctx.mark_non_differentiable(columns)
-        return values.to(columns.dtype), columns
+        values = swept.columns[:, 0].clone()
+        if work.weight is not None:
+            values.mul_(work.weight)
+        ctx.mark_non_differentiable(swept.columns)
+        return values, swept.columns
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor | None, _columns: Tensor | None) -> tuple[Tensor | None, ...]:
-        if upstream is None:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *upstream: Any
+    ) -> tuple[Tensor | None, ...]:
+        arrived: Tensor | None = upstream[0]
+        if arrived is None:
             return None, None, None, None, None
         work: _Work = ctx.work
         swept: _Swept | None = ctx.swept
         ctx.swept = None  # the buffers are given away; a second backward takes the slow way
-        factor = None if swept is None else _common_factor(upstream, work.rows)
+        factor = None if swept is None else _common_factor(arrived, work.rows)
         if swept is None or factor is None:
-            hidden, weight, bias = ctx.saved_tensors
-            needs = ctx.needs_input_grad
-            student = _attach(work.student, hidden, weight, bias)
-            scaled = upstream if work.weight is None else upstream * work.weight
-            swept = _sweep(replace(work, student=student, weight=scaled), needs[:3])
+            hidden, weight, bias = ctx.saved_tensors  # also checks that nobody has changed them since
+            student = replace(cast(HeadLogits, work.student), hidden=hidden, weight=weight, bias=bias).detach()
+            scaled = arrived if work.weight is None else arrived * work.weight
+            swept = _sweep(replace(work, student=student, weight=scaled), ctx.needs_input_grad[:3])
         else:
             for gradient in (swept.hidden, swept.weight, swept.bias):
                 if gradient is not None and (gradient.is_cuda or factor != 1):  # asking a GPU costs more than scaling
                     gradient.mul_(factor)
         return swept.hidden, swept.weight, swept.bias, None, None
-
-
-def _attach(head: Logits, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadLogits:
-    assert isinstance(head, HeadLogits)
-    return replace(head, hidden=hidden.detach(), weight=weight.detach(), bias=None if bias is None else bias.detach())
 
 
 def _common_factor(upstream: Tensor, rows: Tensor | None) -> Tensor | None:
@@ -255,27 +251,25 @@ def _sweep(work: _Work, needs: tuple[bool, bool, bool]) -> _Swept:
         values = s.new_empty(len(s), work.rule.columns)
         for start in range(0, len(s), rows_per_block):
             part = slice(start, start + rows_per_block)
-            bent = _finish(student, s[part])
+            cap_slope = _finish(student, s[part])
             if teacher_tile is not None:
                 assert isinstance(t, Tensor)
                 _finish(work.teacher, t[part])
             block = Block(s[part], _pick(t, part), any(needs), {name: value[part] for name, value in extra.items()})
             values[part] = work.rule(block)
-            if bent is not None and any(needs):
-                s[part].mul_(bent)
+            if cap_slope is not None and any(needs):
+                s[part].mul_(cap_slope)
         swept.columns[pick] = values
         if head is not None and any(needs):
             _pull_back(head, s, pick, work.weight, swept)
-    if swept.weight is not None and head is not None:
-        swept.weight = swept.weight.to(head.weight.dtype)
     return swept
 
 
 def _sizes(work: _Work) -> tuple[int, int]:
     """Items per chunk, and rows per block of a chunk.
 
-    A chunk re-reads both heads and the head's gradient once, so it should not be small beside them; 96 MiB of tiles
-    (256 items at 49,152 classes) is within a few percent of the speed of much larger ones on two cores.
+    A chunk re-reads both heads and the head's gradient once, so it should not be small beside them; 80 MiB of tiles
+    (213 items at 49,152 classes) is within a few percent of the speed of much larger ones on two cores.
     """
     student, classes = work.student, work.student.shape[-1]
     tiles = 1 if work.teacher is None or isinstance(work.teacher, TopK) else 2
@@ -417,7 +411,8 @@ class Comparison:
     @property
     def names(self) -> tuple[str, ...]:
         alone = ("nll", "confidence", "correct")
-        return (*alone, "teacher_nll", "teacher_correct", "forward_kl", "reverse_kl", "agree") if self.with_teacher else alone
+        beside = ("teacher_nll", "teacher_correct", "forward_kl", "reverse_kl", "agree")
+        return alone + beside if self.with_teacher else alone
 
     @property
     def columns(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from stillhouse.core.signal import HeadLogits, Logits
 
 from . import fused
-from .divergences import dense, log_softmax
+from .divergences import dense, log_softmax, shift_
 from .fused import Block
 
 
@@ -52,8 +52,9 @@ class Interpolated:
         if self.temperature != 1.0:
             z.div_(self.temperature)
             target.div_(self.temperature)
-        torch.softmax(target, -1, out=target)
-        z.sub_(z.amax(-1, keepdim=True))
+        shift_(target).exp_()
+        target.div_(target.sum(-1, keepdim=True))
+        shift_(z)
         chosen = (target * z).sum(-1, keepdim=True)
         mass = z.exp_().sum(-1, keepdim=True)
         if block.grad:

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SLOT = [f"#01{slot:02x}fe" for slot in range(COLOURS)]
-INK, MUTED, LINE = "#02fe01", "#02fe02", "#02fe03"
-VARIABLES = {**{colour: f"var(--c{slot})" for slot, colour in enumerate(SLOT)}, INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
+INK, MUTED, LINE, PAGE = "#02fe01", "#02fe02", "#02fe03", "#02fe04"
+VARIABLES = {colour: f"var(--c{slot})" for slot, colour in enumerate(SLOT)}
+VARIABLES |= {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAGE: "var(--page)"}
+LABEL = 28  # letters of a name that fit into a figure
 WIDTH = 5.2  # inches of 72 units; the page scales it
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "stillhouse", "text.parse_math": False, "font.size": 9, "text.color": INK,
     "axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.size": 0, "ytick.major.size": 0, "grid.color": LINE,
-    "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False, "axes.unicode_minus": True,
+    "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False,
 }  # fmt: skip
 
 
@@ -41,17 +43,23 @@ class Dot:
     text: str
 
 
-def dots(rows: Sequence[Dot], axis: str, zero: bool = False) -> str:
-    """One line per row: its name, its number, and below them the dot on its interval. `zero` marks no difference."""
+def dots(rows: Sequence[Dot], axis: str, *, scale: float = 1.0, zero: bool = False) -> str:
+    """One line per row: its name, its number, and below them the dot on its interval, times `scale`.
+
+    `zero` marks no difference.
+    """
 
     def draw(axes: Axes) -> None:
         for y, row in enumerate(rows):
             colour = SLOT[row.subject.slot]
             if row.low is not None and row.high is not None:
-                axes.plot([row.low, row.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")
-            axes.plot([row.value], [y], "o", color=colour, markersize=6.5)
-            above = {"y": y - 0.33, "va": "center", "transform": axes.get_yaxis_transform()}
-            axes.text(0, s=row.subject.label, color=INK, **above)
+                axes.plot(
+                    [scale * row.low, scale * row.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="round"
+                )
+            axes.plot([scale * row.value], [y], "o", color=colour, markersize=6.5)
+            above: dict[str, Any] = {"y": y - 0.36, "va": "center", "transform": axes.get_yaxis_transform()}
+            above["bbox"] = {"facecolor": PAGE, "edgecolor": "none", "pad": 1}  # the grid does not cross words
+            axes.text(0, s=row.subject.label[:LABEL], color=INK, **above)
             axes.text(1, s=row.text, color=MUTED, ha="right", **above)
         if zero:
             axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
@@ -73,27 +81,30 @@ def lines(figure: Figure, who: Mapping[str, Subject], smooth: bool = False) -> s
             subject = who.get(name)
             x, y = [p[0] for p in points], [p[1] for p in points]
             if subject is None:
-                axes.plot(x, y, color=MUTED, linewidth=1, linestyle=(0, (3, 2)), label=name)
+                axes.plot(x, y, color=MUTED, linewidth=1, linestyle=(0, (3, 2)), label=name[:LABEL])
                 continue
             colour = SLOT[subject.slot]
             if smooth:
                 axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.3)
                 y = _running_mean(y)
-            marker = "" if smooth else "o"
-            axes.plot(x, y, color=colour, linewidth=1.7, marker=marker, markersize=3.5, label=subject.label)
+            axes.plot(
+                x, y, color=colour, linewidth=1.7, marker="" if smooth else "o", markersize=3.5, label=subject.label
+            )
         axes.set_xlabel(figure.x)
         axes.set_ylabel(figure.y)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handlelength=1.4, labelcolor=INK)
+        order = {subject.label[:LABEL]: n for n, subject in enumerate(who.values())}
+        drawn = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda d: order.get(d[1], len(order)))
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.01), "borderaxespad": 0, "borderpad": 0.2}
+        axes.legend([d[0] for d in drawn], [d[1] for d in drawn], ncols=2, handlelength=1.4, labelcolor=INK, **place)
 
-    return _svg(draw, height=2.6)
+    return _svg(draw, height=2.5 + 0.16 * ((len(figure.series) + 1) // 2))
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """An exponential mean over about a twentieth of the curve, unbiased at its beginning."""
-    keep = 1 - 1 / max(1.0, len(values) / 20)
-    sums = accumulate(values, lambda total, v: keep * total + v, initial=0.0)
-    weights = accumulate(values, lambda total, _: keep * total + 1, initial=0.0)
-    return [s / w for s, w in zip(sums, weights, strict=True) if w]
+    """The mean over about a twentieth of the curve around each point."""
+    reach, sums = len(values) // 40, [0.0, *accumulate(values)]
+    spans = ((max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values)))
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
 def _svg(draw: Any, height: float) -> str:
@@ -107,7 +118,9 @@ def _svg(draw: Any, height: float) -> str:
         axes = canvas.add_subplot()
         draw(axes)
         text = io.StringIO()
-        canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        canvas.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1)

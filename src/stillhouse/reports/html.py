@@ -14,8 +14,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..core.report import Report
 from . import figures, tables
-from .read import read
-from .words import duration, fixed, is_language, metric_of, si, size
+from . import verdict as verdicts
+from .read import read, walk
+from .words import METRICS, duration, fixed, metric_of, si, size
 
 SHOWN = 3  # samples on the page before the rest is folded away
 
@@ -28,9 +29,11 @@ def write(folder: Path | str) -> Path:
     """
     folder = Path(folder)
     report = read(folder)
-    verdict = tables.verdict(report)
+    verdict = verdicts.verdict(report)
     whole = _finite({"schema": "stillhouse.report/1", "verdict": asdict(verdict), **report.plain()})
-    (folder / "report.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    (folder / "report.json").write_text(
+        json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
+    )
     page = folder / "report.html"
     page.write_text(render(report), encoding="utf-8")
     return page
@@ -38,22 +41,20 @@ def write(folder: Path | str) -> Path:
 
 def render(report: Report) -> str:
     """The page as text."""
-    who, verdict, arms = tables.subjects(report), tables.verdict(report), tables.arms(report)
-    loss, other = _curves(report, who)
+    who, verdict, arms = tables.subjects(report), verdicts.verdict(report), tables.arms(report)
+    curves = [(c, (f"{c.title}, by {c.x}", figures.lines(c, who, smooth=True))) for c in report.curves]
     return template("page.html.j2").render(
         report=report,
         who=who,
         verdict=verdict,
-        figures_to_remember=tables.key_figures(report),
+        figures_to_remember=verdicts.key_figures(report),
         arms=arms,
         primary_figures=list(_primary(report, who, verdict)),
         drawn=[(f.title, figures.lines(f, who)) for f in report.figures],
-        loss=loss,
-        other=other,
+        loss=[drawn for curve, drawn in curves if curve.y.endswith("/loss") or curve.y.startswith("nats")],
+        other=[drawn for curve, drawn in curves if not (curve.y.endswith("/loss") or curve.y.startswith("nats"))],
         glossary=_glossary(report, arms),
-        facts=list(_facts(report.recipe)),
-        language=is_language(report.findings),
-        costs={c.stage: c for c in report.costs},
+        facts=list(facts(report)),
         shown=SHOWN,
         environment=list(_flat(report.environment)),
     )
@@ -69,70 +70,68 @@ def template(name: str) -> Any:
     return environment.get_template(name)
 
 
-def _primary(report: Report, who: Mapping[str, tables.Subject], verdict: tables.Verdict) -> Iterator[tuple[str, str]]:
+def _primary(report: Report, who: Mapping[str, tables.Subject], verdict: verdicts.Verdict) -> Iterator[tuple[str, str]]:
     """The deciding metric of every subject, and the paired differences: (caption, SVG)."""
     name = tables.primary(report)
-    found = {s.name: f for s in who.values() if (f := tables.value_of(report, s.name, name))}
+    found = {n: f for n in who if (f := tables.value_of(report, n, name))}
     if found:
-        metric = metric_of(next(iter(found.values())))
-        k, unit = metric.scale, "%" if metric.scale == 100 else metric.unit
-        digits = tables.column_decimals(list(found.values()))
-        rows = [figures.Dot(who[n], k * f.value, _times(k, f.low), _times(k, f.high), metric.show(f.value, digits)) for n, f in found.items()]
+        metric, digits = metric_of(next(iter(found.values()))), tables.column_decimals(list(found.values()))
+        rows = [figures.Dot(who[n], f.value, f.low, f.high, metric.show(f.value, digits)) for n, f in found.items()]
         better = {"lower": "less is better", "higher": "more is better"}.get(metric.better, "")
-        axis = ", ".join(part for part in (unit, better) if part)
-        yield f"{metric.label} of every model", figures.dots(rows, axis)
+        axis = ", ".join(part for part in ("%" if metric.scale > 1 else metric.unit, better) if part)
+        yield f"{metric.label} of every model", figures.dots(rows, axis, scale=metric.scale)
     if verdict.comparisons:
-        metric = metric_of(verdict.comparisons[0].finding)
-        k, unit = metric.scale, metric.difference or metric.unit
+        metric, us = metric_of(verdict.comparisons[0].finding), who[tables.ours(report)].label
         digits = tables.column_decimals([c.finding for c in verdict.comparisons])
-        rows = [figures.Dot(c.subject, k * c.gain, _times(k, c.low), _times(k, c.high), fixed(k * c.gain, digits)) for c in verdict.comparisons]
-        us = who[tables.ours(report)].label.lower()
-        yield f"How much better the {us} is than …", figures.dots(rows, f"advantage in {unit or metric.label.lower()}; right of zero is a win", zero=True)
+        ordered = sorted(verdict.comparisons, key=lambda c: list(who).index(c.subject.name))
+        rows = [figures.Dot(c.subject, c.gain, c.low, c.high, fixed(c.gain, digits)) for c in ordered]
+        axis = f"advantage in {metric.difference or metric.unit or metric.label.lower()}; right of zero is a win"
+        yield f"{us}: how much better than …", figures.dots(rows, axis, zero=True)
 
 
-def _times(scale: float, value: float | None) -> float | None:
-    return None if value is None else scale * value
+def _glossary(report: Report, arms: list[tables.Table]) -> list[tuple[Any, str]]:
+    """Every metric that the tables show, once, and what the audit noted about how it was measured."""
+    notes = {metric_of(f).label: f.note for f in report.findings if f.note and f.name in METRICS}
+    return [(m, notes.get(m.label, "")) for m in {m.label: m for table in arms for m in table.columns}.values()]
 
 
-def _curves(report: Report, who: Mapping[str, tables.Subject]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The curves of losses, and those of everything else that was logged."""
-    drawn: tuple[list[tuple[str, str]], ...] = ([], [])
-    for figure in report.curves:
-        drawn[not figure.y.endswith("/loss")].append((f"{figure.title}, by {figure.x}", figures.lines(figure, who, smooth=True)))
-    return drawn[0], drawn[1]
-
-
-def _glossary(report: Report, arms: list[tables.Table]) -> list[Any]:
-    """Every metric that the page shows, once."""
-    return list({metric.label: metric for table in arms for metric in table.columns}.values())
-
-
-def _facts(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Who learned from whom on what, in one line each."""
-    for name, spec in (recipe.get("teachers") or {}).items():
-        yield ("Teacher" if name == "teacher" else f"Teacher {name}"), describe(spec)
-    for name in ("student", "data"):
-        if recipe.get(name) is not None:
-            yield name.capitalize(), describe(recipe[name])
-    if "seed" in recipe:
-        yield "Seed", str(recipe["seed"])
+def facts(report: Report) -> Iterator[tuple[str, str]]:
+    """Who learned from whom, on what and how, in one line each."""
+    recipe, name = report.recipe, tables.ours(report)
+    for teacher, spec in (recipe.get("teachers") or {}).items():
+        yield ("Teacher" if teacher == "teacher" else f"Teacher {teacher}"), describe(spec)
+    yield from ((part.capitalize(), describe(recipe[part])) for part in ("student", "data") if recipe.get(part))
+    use = str((((recipe.get("stages") or {}).get(name) or {}).get("method") or {}).get("use", ""))
+    if use:
+        paper = next((p for p in report.papers if f".{p['id']}." in use), None)
+        yield "Method", use.rpartition(".")[2] + (f": {paper['title']} ({paper['year']})" if paper else "")
+    if "id" in recipe:
+        yield "Recipe", f"{recipe['id']}, seed {recipe.get('seed', 0)}"
 
 
 def describe(spec: Any) -> str:
-    """A spec of a recipe in one line: what it is, then its settings."""
+    """A spec of a recipe in one line: the file or model at its heart, what is made of it, and the numbers set."""
     if not isinstance(spec, Mapping):
         return str(spec)
     kind = str(spec.get("use", "")).rpartition(".")[2]
-    settings = [f"{k} {v}" for k, v in spec.items() if k != "use" and isinstance(v, (str, int, float)) and v not in ("", False)]
-    return f"{kind}: {', '.join(settings)}" if kind and settings else kind or ", ".join(settings)
+    numbers = [f"{k} {v:g}" for k, v in spec.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and v]
+    rest = ", ".join([kind, *numbers] if kind else numbers)
+    return f"{name} ({rest})" if (name := heart(spec)) else rest
+
+
+def heart(spec: Any) -> str:
+    """The model or file that a spec begins with, without the folders of this machine; empty if it names none."""
+    name = next((str(part[key]) for part in walk(spec) for key in ("path", "stage") if part.get(key)), "")
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, child in value.items():
             yield from _flat(child, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    elif value is not None:
+        text = size(value) if name == "memory" and isinstance(value, int) else value
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(text)
 
 
 def _finite(value: Any) -> Any:

@@ -16,8 +16,10 @@ import yaml
 from ..core.paper import catalogue
 from ..core.recipe import RecipeError
 from ..core.report import Cost, Figure, Finding, Report, StageState
-from .words import is_language, label_of
+from .words import label_of, words
 
+SHARED = ("/nll", "/gradient_norm", "/count")  # logged numbers that mean the same whatever the method
+RARE = 0.005  # a confidence that is stated less often than this is not drawn: its success is mostly chance
 POINTS = 400  # a curve is thinned to at most this many; each is the mean of the steps it stands for
 
 
@@ -32,23 +34,29 @@ def read(folder: Path | str) -> Report:
     """
     folder = Path(folder)
     if not (folder / "artifacts").is_dir():
-        raise ReportError(f"{folder} is not a run folder: it has no artifacts/; give the folder that `stillhouse run` made")
+        raise ReportError(f"{folder} is not a run folder: it has no artifacts/; give one that `stillhouse run` made")
     text, recipe = _recipe(folder / "recipe.yaml")
-    values = {name: _json(folder / "artifacts" / name / "data" / "value.json") for name in _order(folder, recipe)}
+    found = sorted(mark.parent.name for mark in (folder / "artifacts").glob("*/done.json"))
+    planned = list(recipe.get("stages") or {})
+    values = {n: _json(folder / "artifacts" / n / "data" / "value.json") for n in dict.fromkeys([*planned, *found])}
     rows = [row for value in values.values() if isinstance(value, list) for row in value if isinstance(row, dict)]
     findings = tuple(_build(Finding, row) for row in rows if {"name", "value", "subject"} <= row.keys())
-    events, language = _lines(folder / "events.jsonl"), is_language(findings)
-    stages = tuple(_stage(folder, name, recipe, events, language) for name in values)
+    events, metrics = _lines(folder / "events.jsonl"), _lines(folder / "metrics.jsonl")
+    language = _language(recipe, findings)
+    stages = tuple(_stage(folder, name, recipe, events, metrics, language) for name in planned or found)
+    reasons = Counter(str(row.get("why", "no reason given")) for row in _lines(folder / "rejects.jsonl"))
+    drawn = [_build(Figure, row) for row in rows if {"title", "x", "y", "series"} <= row.keys()]
     return Report(
         recipe=recipe,
         recipe_yaml=text,
+        language=language,
         stages=stages,
         findings=findings,
-        figures=_merged(_build(Figure, row) for row in rows if {"title", "x", "y", "series"} <= row.keys()),
-        curves=tuple(_curves(_lines(folder / "metrics.jsonl"), stages)),
+        figures=_merged([*drawn, *_reliability(events)]),
+        curves=tuple(_curves(metrics, stages, language)),
         costs=tuple(_costs(events, stages)),
         samples=tuple(row for row in rows if "prompt" in row),
-        rejects=dict(Counter(str(r.get("why", "no reason given")) for r in _lines(folder / "rejects.jsonl")).most_common()),
+        rejects=dict(reasons.most_common()),
         environment=_json(folder / "environment.json") or {},
         papers=tuple(_papers(recipe)),
         warnings=tuple(str(e.get("text", "")) for e in events if e.get("event") == "warning"),
@@ -77,14 +85,15 @@ def _recipe(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _json(path: Path) -> Any:
     """The finite JSON value of a file (NaN and infinities become None), or None without a file."""
-    none = {"parse_constant": lambda _: None}
-    return json.loads(path.read_text(encoding="utf-8"), **none) if path.exists() else None
+    if not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a last line that a kill cut short is left out."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -92,9 +101,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _order(folder: Path, recipe: Mapping[str, Any]) -> list[str]:
-    found = sorted(p.parent.name for p in (folder / "artifacts").glob("*/done.json"))
-    return list(dict.fromkeys([*(recipe.get("stages") or {}), *found]))
+def _language(recipe: Mapping[str, Any], findings: tuple[Finding, ...]) -> bool:
+    """Known from what was measured, or, as long as nothing was, from the audit that is planned."""
+    planned = any(str(part.get("use", "")).startswith("audits.language.") for part in walk(recipe))
+    return planned or any(f.name == "perplexity" or (f.name == "nll" and "token" in f.unit) for f in findings)
 
 
 def _build(kind: type, row: Mapping[str, Any]) -> Any:
@@ -102,18 +112,29 @@ def _build(kind: type, row: Mapping[str, Any]) -> Any:
     return kind(**known | ({"value": math.nan} if known.get("value", 0) is None else {}))
 
 
-def _stage(folder: Path, name: str, recipe: Mapping[str, Any], events: list[dict[str, Any]], language: bool) -> StageState:
+def _stage(
+    folder: Path,
+    name: str,
+    recipe: Mapping[str, Any],
+    events: list[dict[str, Any]],
+    metrics: list[dict[str, Any]],
+    language: bool,
+) -> StageState:
     spec = (recipe.get("stages") or {}).get(name) or {}
     done = _json(folder / "artifacts" / name / "done.json")
     begun = any(e.get("stage") == name and e.get("event") == "stage" for e in events)
-    method = str((spec.get("method") or {}).get("use", "")).rpartition(".")[2]
+    steps = max((m["step"] + 1 for m in metrics if m.get("stage") == name), default=None)
+    counted = sum(m.get("student/count", 0) for m in metrics if m.get("stage") == name)
+    mark = done or {}
     return StageState(
         name=name,
         label=spec.get("label") or label_of(name, language),
         kind=str(spec.get("use", "")).rpartition(".")[2],
         state="done" if done else "stopped" if begun else "not started",
-        method=method,
-        **{key: (done or {}).get(key) for key in ("steps", "seconds", "items")},
+        method=str((spec.get("method") or {}).get("use", "")).rpartition(".")[2],
+        steps=mark.get("steps") or steps,
+        seconds=mark.get("seconds"),
+        items=round(counted) or (None if language else mark.get("items")),
     )
 
 
@@ -121,38 +142,57 @@ def _costs(events: list[dict[str, Any]], stages: tuple[StageState, ...]) -> Iter
     for stage in stages:
         own = [e for e in events if e.get("stage") == stage.name]
         paid = [e for e in own if e.get("event") == "cost"]
-        timed = [e for e in own if e.get("event") == "stage" and "seconds" in e] or paid
-        if timed:
+        timed = sum(e.get("seconds", 0.0) for e in own if e.get("event") == "stage")
+        if own or stage.seconds:
             yield Cost(
                 stage=stage.name,
-                seconds=sum(e.get("seconds", 0.0) for e in timed),
-                tokens=sum(e.get("tokens", 0) for e in paid),
+                seconds=max(timed, stage.seconds or 0.0),  # a killed part has no end; its steps are in `stage.seconds`
+                tokens=sum(e.get("tokens", 0) for e in paid) or stage.items or 0,
                 memory=max((e.get("memory", 0) for e in paid), default=0),
                 teacher_tokens=sum(e.get("teacher_tokens", 0) for e in paid),
             )
 
 
-def _curves(metrics: list[dict[str, Any]], stages: tuple[StageState, ...]) -> Iterator[Figure]:
-    """One figure per logged number and method, by step and, once a stage is done, by seconds.
+def _curves(metrics: list[dict[str, Any]], stages: tuple[StageState, ...], language: bool) -> Iterator[Figure]:
+    """One figure per logged number; those that methods define for themselves, such as the loss, one per method too.
 
-    Stages share a figure only if they minimise the same loss: those of different methods cannot be compared.
+    The loss of plain supervised training is the negative log-likelihood, which others log as `nll`: they share a
+    figure, by step and by seconds of training.
     """
-    table: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     by_name = {s.name: s for s in stages}
+    table: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     for line in metrics:
         name = line.get("stage", "")
         method = by_name[name].method if name in by_name else ""
         for key, value in line.items():
-            if key not in ("stage", "step") and isinstance(value, (int, float)) and math.isfinite(value):
-                table.setdefault((key, method), {}).setdefault(name, []).append((line["step"] + 1, value))
-    for (key, method), series in table.items():
+            if key in ("stage", "step") or not isinstance(value, (int, float)) or not math.isfinite(value):
+                continue
+            group, _, last = key.rpartition("/")
+            key = f"{group}/nll" if method == "Supervised" and last == "loss" else key
+            shared = key.endswith(SHARED)
+            table.setdefault((key, "" if shared else method), {}).setdefault(name, []).append((line["step"] + 1, value))
+    for (key, method), series in sorted(table.items(), key=lambda item: (not item[0][0].endswith("/nll"), item[0])):
         thin = {name: _thinned(points) for name, points in series.items()}
-        title = f"{method}: {key}" if method else key
-        yield Figure(title=title, x="step", y=key, series=thin)
+        if not key.endswith("/nll"):
+            title = f"What {method} minimises" if key == "student/loss" else f"{key} of {method}" if method else key
+            yield Figure(title=title, x="step", y=key, series=thin)
+            continue
+        title = words("Loss on the training {data}", language)
+        unit = "nats per token" if language else "nats per example"
+        yield Figure(title=title, x="step", y=unit, series=thin)
         pace = {n: s.seconds / s.steps for n in thin if (s := by_name.get(n)) and s.seconds and s.steps}
-        if key.endswith("/loss") and len(pace) == len(thin):
+        if len(pace) == len(thin):
             timed = {n: [(x * pace[n], y) for x, y in points] for n, points in thin.items()}
-            yield Figure(title=title, x="seconds", y=key, series=timed)
+            yield Figure(title=title, x="seconds", y=unit, series=timed)
+
+
+def _reliability(events: list[dict[str, Any]]) -> Iterator[Figure]:
+    """How far success is from confidence, from the last `reliability` event of each subject."""
+    bins = {str(e["subject"]): e["bins"] for e in events if e.get("event") == "reliability"}
+    for name, rows in bins.items():
+        points = [(confidence, right - confidence) for share, confidence, right in rows if share >= RARE]
+        series = {"as sure as right": [(0.0, 0.0), (1.0, 0.0)], name: points}
+        yield Figure(title="Calibration", x="stated confidence", y="share right minus confidence", series=series)
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -161,7 +201,7 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _merged(figures: Iterator[Figure]) -> tuple[Figure, ...]:
+def _merged(figures: list[Figure]) -> tuple[Figure, ...]:
     """Figures of the same title as one."""
     found: dict[str, Figure] = {}
     for figure in figures:
@@ -175,4 +215,11 @@ def _papers(recipe: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     ids = dict.fromkeys(m[1] for use in uses if (m := re.match(r"methods\.\w+\.(\w+)\.", use)))
     for entry in (catalogue()[name] for name in ids if name in catalogue()):
         p = entry.paper
-        yield {"id": p.id, "title": p.title, "authors": list(p.authors), "year": p.year, "link": p.link, "bibtex": p.bibtex()}
+        yield {
+            "id": p.id,
+            "title": p.title,
+            "authors": list(p.authors),
+            "year": p.year,
+            "link": p.link,
+            "bibtex": p.bibtex(),
+        }

@@ -24,12 +24,11 @@ SUBJECTS = {
         "the same student trained on the same {data} without a teacher, for the same time",
     ),
 }
-CONDITIONS = {"alone": "without a teacher", "alone_tokens": "at equal {items}", "alone_time": "at equal time"}
-
-
-def is_language(findings: Iterable[Finding]) -> bool:
-    """Whether the subjects predict tokens rather than classes."""
-    return any(f.name == "perplexity" or (f.name == "nll" and "token" in f.unit) for f in findings)
+CONDITIONS = {
+    "alone": "against training without a teacher",
+    "alone_tokens": "at equal {items}",
+    "alone_time": "at equal time",
+}
 
 
 def words(text: str, language: bool) -> str:
@@ -71,6 +70,11 @@ def size(value: float, decimals: int = 0) -> str:
     return f"{text}B" if text[-1].isalpha() else f"{text}\N{NO-BREAK SPACE}B"
 
 
+def rate(value: float, decimals: int = 0) -> str:
+    """`850`, `1,815`, `548 k`."""
+    return si(value) if abs(value) >= 1e4 else fixed(value, 0 if abs(value) >= 10 else 1)
+
+
 def duration(seconds: float, decimals: int = 0) -> str:
     """`12 s`, `4 min 12 s`, `1 h 23 min`."""
     if seconds < 9.95:
@@ -81,12 +85,15 @@ def duration(seconds: float, decimals: int = 0) -> str:
     return " ".join(f"{n}\N{NO-BREAK SPACE}{unit}" for n, unit in parts if n)
 
 
-def decimals(values: Iterable[float], halves: Iterable[float], scale: float = 1.0) -> int:
-    """Digits after the point that a column deserves: one, or two if it starts with 1, of a typical interval's half."""
-    known = sorted(scale * h for h in halves if math.isfinite(h) and h > 0)
+def decimals(values: Iterable[float], halves: Iterable[float]) -> int:
+    """Digits after the point that a column deserves: one, or two if it starts with 1, of a typical interval's half.
+
+    Without intervals (`halves` are halves of their lengths): three significant digits of a typical value.
+    """
+    known = sorted(h for h in halves if math.isfinite(h) and h > 0)
     if known:
         return min(4, max(0, math.ceil(-math.log10(known[len(known) // 2] / 2))))
-    finite = sorted(scale * abs(v) for v in values if math.isfinite(v) and v)
+    finite = sorted(abs(v) for v in values if math.isfinite(v) and v)
     return min(4, max(0, 2 - math.floor(math.log10(finite[len(finite) // 2])))) if finite else 0
 
 
@@ -115,7 +122,7 @@ _POINTS = "percentage points"
 METRICS = {
     "nll": Metric(
         "Loss", "nats per token", "−(1/N) Σ ln p(correct next token)",
-        "How surprised the model is by what it has not seen. 0.1 less means about 10 % less perplexity.", "lower",
+        "How surprised the model is by what it has not seen. 0.1 less is about 10 % less perplexity; a nat is 1.44 bits.", "lower",
     ),
     "perplexity": Metric(
         "Perplexity", "", "exp(loss)",
@@ -126,7 +133,7 @@ METRICS = {
         "higher", percent, _POINTS,
     ),
     "agreement": Metric(
-        "Agreement", "", "share of items with argmax p = argmax p(teacher)",
+        "Agreement", "", "share of cases with argmax p = argmax p(teacher)",
         "How often the model's first choice is the teacher's first choice, right or wrong.", "higher", percent, _POINTS,
     ),
     "kl": Metric(
@@ -134,32 +141,40 @@ METRICS = {
         "How far the model's probabilities are from the teacher's; 0 means the same probabilities everywhere.", "lower",
     ),
     "ece": Metric(
-        "Calibration error", "", "Σ over confidence bins of (share of items) · |accuracy − confidence|",
+        "Calibration error", "", "Σ over confidence bins of (share of cases) · |accuracy − confidence|",
         "How far stated confidence and actual success are apart; 0 % means that it is right as often as it claims.",
         "lower", percent, _POINTS,
     ),
-    "parameters": Metric("Parameters", "", "count of learned numbers", "The size of the model.", "lower", si),
-    "bytes": Metric("On disk", "", "bytes of the saved weights", "The size of the model's files.", "lower", size),
+    "reverse_kl": Metric(
+        "Reverse KL", "nats per token", "(1/N) Σ Σᵥ p(v) ln(p(v) / pₜ(v))",
+        "The same distance seen from the student: high where it says what the teacher would not.", "lower",
+    ),
+    "parameters": Metric("Parameters", "", "count of learned numbers", "The size of the model.", show=si),
+    "bytes": Metric("On disk", "", "bytes of the saved weights", "The size of the model's files.", show=size),
     "tokens_per_second": Metric(
-        "Speed", "tokens/s", "tokens read / seconds", "How fast the model reads text on this machine.", "higher", si,
+        "Speed", "tokens/s", "tokens read / seconds", "How fast the model reads text on this machine.", show=rate,
     ),
     "items_per_second": Metric(
-        "Speed", "items/s", "items answered / seconds", "How fast the model answers on this machine.", "higher", si,
+        "Speed", "examples/s", "examples answered / seconds", "How fast the model answers on this machine.", show=rate,
     ),
     "train_seconds": Metric(
         "Training time", "", "seconds inside optimizer steps",
-        "Time spent learning, without loading, saving and testing.", "neither", duration,
+        "Time spent learning, without loading, saving and testing.", show=duration,
     ),
-    "train_tokens": Metric("Tokens seen", "", "tokens in all training batches", "How much text it learned from.", "neither", si),
-    "train_items": Metric("Examples seen", "", "steps × batch size", "How many examples it learned from.", "neither", si),
+    "train_items": Metric(
+        "Learned from", "", "Σ over steps of what counted in the loss",
+        "How much its training batches held, repetitions included.", show=si,
+    ),
 }  # fmt: skip
 
 
 def metric_of(finding: Finding) -> Metric:
     """The glossary's entry in the finding's own unit; for a metric that it does not know, one made from the finding."""
-    unit = finding.unit.replace("/", " per ")
+    unit = (
+        finding.unit if finding.unit.endswith("/s") else finding.unit.replace("/item", "/example").replace("/", " per ")
+    )
     known = METRICS.get(finding.name)
     if known is not None:
-        return replace(known, unit=unit) if unit and known.show is fixed else known
+        return replace(known, unit=unit) if unit and known.show is not percent else known
     label, meaning = finding.name.replace("_", " ").capitalize(), finding.note or "A metric of this run's own."
     return Metric(label, unit, "", meaning, finding.better)

@@ -1,0 +1,179 @@
+"""Sampling: the same as transformers' own where it is greedy, the right distribution where it is not."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from language import Folders, llama
+from stillhouse.data.toys import Sentences
+from stillhouse.data.toys import encode as encode_characters
+from stillhouse.models.generate import Sampling, answered, end_of, generate, prompts_of
+from stillhouse.models.hub import CausalLM, load_model
+from stillhouse.models.toys import Transformer
+
+GREEDY = Sampling(temperature=0.0, max_new=12)
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [8, 200], [250, 3, 77, 41], [60] * 9, [33, 34]]
+
+
+@pytest.fixture(scope="module")
+def model(folders: Folders) -> CausalLM:
+    return CausalLM(load_model(str(folders.teacher)))
+
+
+@pytest.fixture(scope="module")
+def other() -> CausalLM:
+    return CausalLM(llama(seed=7))
+
+
+def greedy(model: CausalLM, prompt: list[int], new: int = 12) -> list[int]:
+    """What transformers writes by itself, one prompt at a time."""
+    made = model.model.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False)  # type: ignore[operator]
+    return made[0, len(prompt) :].tolist()
+
+
+def test_greedy_answers_are_transformers_own(model: CausalLM) -> None:
+    expected = [greedy(model, p) for p in PROMPTS]
+    assert generate(model, PROMPTS, GREEDY, seed=0) == expected
+    for size in (1, 3):  # whatever is in a batch beside it
+        assert generate(model, PROMPTS, Sampling(temperature=0.0, max_new=12, batch=size), seed=5) == expected
+
+
+def test_finished_rows_leave_without_a_trace(model: CausalLM) -> None:
+    """With a frequent token as the end, rows stop at different times; each answer is cut at its first end, which stays."""
+    free = generate(model, PROMPTS, GREEDY, seed=0, end=-1)
+    for end in {answer[k] for answer in free for k in (0, 2, 5)}:
+        cut = [a[: a.index(end) + 1] if end in a else a for a in free]
+        assert generate(model, PROMPTS, GREEDY, seed=0, end=end) == cut
+
+
+def test_writing_stops_when_all_rows_have_ended(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    project = model.project
+    monkeypatch.setattr(model, "project", lambda hidden: reads.append(1) or project(hidden))
+    free = generate(model, PROMPTS[:5], GREEDY, seed=0, end=-1)
+    end = free[0][1]
+    longest = max(len(a) for a in generate(model, PROMPTS[:5], GREEDY, seed=0, end=end))
+    reads.clear()
+    generate(model, PROMPTS[:5], GREEDY, seed=0, end=end)
+    assert len(reads) == longest
+
+
+def test_the_models_own_end_token_is_found(model: CausalLM) -> None:
+    assert end_of(model) == 0
+    assert end_of(nn.Linear(1, 1)) is None
+
+
+def chi_square(drawn: list[int], probs: torch.Tensor) -> float:
+    """The p-value of the draws under `probs`; rare classes are counted together."""
+    counts = torch.zeros(len(probs), dtype=torch.float64)
+    for token, count in Counter(drawn).items():
+        counts[token] = count
+    expected = probs.double() / probs.double().sum() * len(drawn)
+    common = expected >= 5
+    assert counts[probs == 0].sum() == 0
+    seen = torch.cat([counts[common], counts[~common].sum()[None]])
+    wanted = torch.cat([expected[common], expected[~common].sum()[None]])
+    keep = wanted > 0
+    return float(stats.chisquare(seen[keep], wanted[keep]).pvalue)
+
+
+def one_step(model: CausalLM, sampling: Sampling, **settings: object) -> list[int]:
+    prompts = [[5, 6, 7]] * 2000
+    return [a[0] for a in generate(model, prompts, sampling, seed=1, **settings)]  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_draws_follow_the_distribution(model: CausalLM) -> None:
+    logits = model.model(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    for temperature in (1.0, 0.5):
+        drawn = one_step(model, Sampling(temperature=temperature, max_new=1, batch=2000))
+        assert chi_square(drawn, (logits / temperature).softmax(-1)) > 1e-3
+
+
+@torch.no_grad()
+def test_top_p_cuts_the_tail(model: CausalLM) -> None:
+    probs = model.model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
+    nucleus, mass = set[int](), 0.0
+    for token in probs.argsort(descending=True).tolist():  # the smallest set that holds 70 %
+        if mass >= 0.7:
+            break
+        nucleus.add(token)
+        mass += float(probs[token])
+    inside = torch.tensor([float(p) if i in nucleus else 0.0 for i, p in enumerate(probs)])
+    drawn = one_step(model, Sampling(top_p=0.7, max_new=1, batch=2000))
+    assert set(drawn) <= nucleus and chi_square(drawn, inside) > 1e-3
+
+
+@torch.no_grad()
+def test_a_mixture_draws_from_both(model: CausalLM, other: CausalLM) -> None:
+    mine, theirs = (m.model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1) for m in (model, other))
+    drawn = one_step(model, Sampling(max_new=1, batch=2000), mix=(other, 0.3))
+    assert chi_square(drawn, 0.7 * mine + 0.3 * theirs) > 1e-3
+    assert chi_square(drawn, mine) < 1e-3
+    assert generate(model, PROMPTS, GREEDY, seed=0, mix=(other, 0.0)) == generate(model, PROMPTS, GREEDY, seed=0)
+
+
+def test_a_mixture_with_a_padded_vocabulary(folders: Folders, model: CausalLM) -> None:
+    padded = CausalLM(load_model(str(folders.padded)))
+    drawn = generate(model, PROMPTS, Sampling(max_new=20), seed=0, mix=(padded, 0.5))
+    assert max(max(a) for a in drawn) < 300
+
+
+def test_seeds(model: CausalLM) -> None:
+    sampling = Sampling(max_new=8)
+    first, same, another = (generate(model, PROMPTS, sampling, seed=s) for s in (3, 3, 4))
+    assert first == same != another
+    doubled = generate(model, [PROMPTS[0]] * 4, sampling, seed=3)
+    assert len({tuple(a) for a in doubled}) > 1  # equal prompts get different answers
+
+
+def test_training_mode_and_progress(model: CausalLM) -> None:
+    seen: list[tuple[int, int]] = []
+    model.train()
+    made = generate(model, PROMPTS, Sampling(temperature=0.0, max_new=3, batch=4), seed=0, on_batch=lambda *a: seen.append(a))
+    assert model.training
+    model.eval()
+    assert [done for done, _ in seen] == [4, 3] and sum(tokens for _, tokens in seen) == sum(map(len, made))
+    assert generate(model, [], GREEDY, seed=0) == []
+
+
+@torch.no_grad()
+def test_plain_modules_are_read_without_a_cache() -> None:
+    torch.manual_seed(0)
+    toy = Transformer(28, 16, 1, 2, True).eval()
+    prompts = [encode_characters(t) for t in ("the cat", "nobody", "the sea")]
+    for prompt, answer in zip(prompts, generate(toy, prompts, GREEDY, seed=0), strict=True):
+        text = list(prompt)
+        for token in answer:
+            assert token == int(toy(torch.tensor([text])).dense()[0, -1].argmax())
+            text.append(token)
+
+
+# -- prompts out of batches, and batches out of answers --------------------------------------------------------------
+
+
+def test_prompts_end_where_the_counted_tokens_begin(folders: Folders, tmp_path) -> None:
+    source = Sentences().load(None)["train"]  # type: ignore[arg-type]
+    batch = source.batch(range(6), 0)
+    expected = [d.tokens[: d.counts.index(True)] for row in source.rows[:6] for d in row]
+    assert prompts_of(batch) == expected
+
+
+def test_a_document_without_a_prompt_opens_with_its_first_tokens() -> None:
+    from stillhouse.data.tokens import Document, Packed
+
+    batch = Packed(((Document(list(range(20)), [True] * 20, 0), Document([1, 2], [True] * 2, 1)),), 22).batch([0], 0)
+    assert prompts_of(batch, opening=5) == [[0, 1, 2, 3, 4], [1, 2]]
+
+
+def test_only_answers_count_in_what_was_answered() -> None:
+    prompts, answers = [[5, 6, 7], [8, 9]], [[9, 0], [10, 11]]
+    batch = answered(prompts, answers)
+    counted = [batch["labels"][r][batch["weight"][r] > 0].tolist() for r in range(2)]
+    assert counted == answers and prompts_of(batch) == prompts
+    assert batch["inputs"]["document"].tolist() == [[0] * 5, [0] * 4 + [-1]]
