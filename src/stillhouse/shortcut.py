@@ -35,7 +35,7 @@ def distil(
     equal tokens and at equal wall-clock, and judges all of them on held-out text. Returns the finished run.
     """
     from .cli import launch
-    from .plan import Plan
+    from .estimate import Plan
 
     recipe = recipe_for(teacher, student, data, **asked)
     Plan.of(recipe).check()
@@ -131,7 +131,8 @@ def recipe_for(
     rows = batch or 4
     planned = steps or 100
     common: dict[str, Any] = {
-        "steps": planned, "batch": rows, "accumulate": rows, "optim": Optim(lr=2e-4 if cut else 5e-5), "precision": "bfloat16",
+        "steps": planned, "batch": rows, "accumulate": rows, "precision": "bfloat16",
+        "optim": Optim(lr=2e-4 if cut else 5e-5),
     }  # fmt: skip
     stages: dict[str, Any] = {}
     if adapt:
@@ -152,7 +153,7 @@ def recipe_for(
         id="distil", student=learner, data=text, teachers={"teacher": LocalLM(model=adult)}, stages=stages, seed=seed
     )
     if steps is None:
-        from .plan import Plan
+        from .estimate import Plan
 
         recipe = Plan.of(recipe).fitted(recipe, minutes)
     return door.override(recipe, settings)
@@ -186,7 +187,7 @@ def _answered(example: dict[str, Any]) -> bool:
 
 def plan(teacher: str, student: str, data: str | Path, **asked: Any) -> Any:
     """What `distil` with the same options would need; trains nothing. `str()` of it is what the command line prints."""
-    from .plan import Plan
+    from .estimate import Plan
 
     asked.pop("out", None)
     asked.pop("runs", None)

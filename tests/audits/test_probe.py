@@ -23,9 +23,9 @@ BIG = TinyLM(width=32)
 LEARN = Train(method=Supervised(), student=BIG, steps=60, batch=16, optim=Optim(lr=2e-2))
 
 
-def probed(folder: Path, teacher: ModuleTeacher, **stages: Any) -> tuple[Any, dict[str, Any]]:
+def probed(folder: Path, of: ModuleTeacher, **stages: Any) -> tuple[Any, dict[str, Any]]:
     recipe = Recipe(
-        id="probe", student=TinyLM(width=16, depth=1), data=Sentences(), teachers={"teacher": teacher},
+        id="probe", student=TinyLM(width=16, depth=1), data=Sentences(), teachers={"teacher": of},
         stages={**stages, "probe": Probe(method=Supervised(), lr=1e-2)},
     )  # fmt: skip
     run = run_of(folder, None)

@@ -69,7 +69,8 @@ def test_options_reach_the_function(still: Still, called: dict[str, Any]) -> Non
     assert asked == called["plan"] | {"out": Path("there"), "runs": Path("those")}
     assert called["plan"] == {
         "teacher": "big", "student": "shrink:layers=2", "data": "my.jsonl", "method": "gkd", "steps": 7,
-        "minutes": None, "batch": 2, "length": 64, "column": "body", "adapt": 3, "seed": 5, "settings": ["train.optim.lr=1e-4"],
+        "minutes": None, "batch": 2,
+        "length": 64, "column": "body", "adapt": 3, "seed": 5, "settings": ["train.optim.lr=1e-4"],
     }  # fmt: skip
     lines = result.stdout.splitlines()
     assert lines[0] == "time      about 3 min in all" and called["estimate"].checked

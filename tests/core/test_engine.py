@@ -84,7 +84,8 @@ def test_every_update_moves_its_own_group_once(run: Run):
     assert all(p.grad is None for p in made.state.parameters())
 
 
-def test_a_loss_that_reaches_two_groups_moves_one(run: Run):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_that_reaches_two_groups_moves_one(run: Run, dtype: torch.dtype):
     @dataclass(frozen=True)
     class Both:
         needs: ClassVar = frozenset()
@@ -98,8 +99,9 @@ def test_a_loss_that_reaches_two_groups_moves_one(run: Run):
 
     torch.manual_seed(0)
     state = Both().setup(nn.Linear(2, 2), run)
+    state.to(dtype)
     before = {n: p.clone() for n, p in state.named_parameters()}
-    Loop(Both(), state, run, SGD).step([{"inputs": torch.ones(1, 2)}])
+    Loop(Both(), state, run, SGD).step([{"inputs": torch.ones(1, 2, dtype=dtype)}])
     assert not torch.equal(state.student.weight, before["student.weight"])
     assert torch.equal(state.other.weight, before["other.weight"])  # the first update's gradient must not linger
 

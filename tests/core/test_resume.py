@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from stillhouse.core.engine import EngineError
+from stillhouse.core.method import Update
 from stillhouse.core.run import Interrupted, Run, RunError
 from stillhouse.core.stage import execute
 
@@ -124,6 +126,31 @@ def test_what_fails_between_two_steps_costs_nothing(
     resumed = lab.start(tmp_path / "run", recipe)
     assert [e["step"] for e in resumed.read("events.jsonl") if e["event"] == "resumed"] == [11]
     assert lab.outcome(resumed) == straight["float32"]
+
+
+def test_what_fails_within_a_step_goes_back_to_before_it(
+    tmp_path: Path, straight: dict[str, tuple[bytes, str]], monkeypatch: pytest.MonkeyPatch
+):
+    """Its first update has moved the student already: saving that as the step's start would make it twice."""
+    inner = lab.Alternating.step
+
+    def breaks(self: lab.Alternating, s: Any, batch: Any, run: Run) -> Any:
+        stream, heard = inner(self, s, batch, run), None
+        try:
+            while True:
+                update = stream.send(heard)
+                heard = yield update
+                if isinstance(update, Update) and run.stage == "train" and run.step == 11:
+                    raise ConnectionError("the teacher went away")
+        except StopIteration:
+            return
+
+    recipe = lab.RECIPE.set("train.checkpoint_minutes", 60.0)
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(lab.Alternating, "step", breaks)
+        lab.start(tmp_path / "run", recipe)
+    assert not list((tmp_path / "run" / "state").glob("train/*"))
+    assert lab.outcome(lab.start(tmp_path / "run", recipe)) == straight["float32"]
 
 
 def stopped(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from torch import nn
 from language import Folders, llama
 from stillhouse.data.toys import Sentences
 from stillhouse.data.toys import encode as encode_characters
-from stillhouse.models.generate import Sampling, answered, end_of, generate, prompts_of
+from stillhouse.models.generate import Sampling, answered, ends_of, generate, prompts_of, rollout
 from stillhouse.models.hub import CausalLM, load_model
 from stillhouse.models.toys import Transformer
 
@@ -45,27 +45,29 @@ def test_greedy_answers_are_transformers_own(model: CausalLM) -> None:
 
 def test_finished_rows_leave_without_a_trace(model: CausalLM) -> None:
     """With a frequent token as the end, rows stop at different times; each answer is cut at its first end, which stays."""
-    free = generate(model, PROMPTS, GREEDY, seed=0, end=-1)
+    free = generate(model, PROMPTS, GREEDY, seed=0, ends=frozenset())
     for end in {answer[k] for answer in free for k in (0, 2, 5)}:
         cut = [a[: a.index(end) + 1] if end in a else a for a in free]
-        assert generate(model, PROMPTS, GREEDY, seed=0, end=end) == cut
+        assert generate(model, PROMPTS, GREEDY, seed=0, ends=frozenset({end})) == cut
 
 
 def test_writing_stops_when_all_rows_have_ended(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     project = model.project
     monkeypatch.setattr(model, "project", lambda hidden: reads.append(1) or project(hidden))
-    free = generate(model, PROMPTS[:5], GREEDY, seed=0, end=-1)
+    free = generate(model, PROMPTS[:5], GREEDY, seed=0, ends=frozenset())
     end = free[0][1]
-    longest = max(len(a) for a in generate(model, PROMPTS[:5], GREEDY, seed=0, end=end))
+    longest = max(len(a) for a in generate(model, PROMPTS[:5], GREEDY, seed=0, ends=frozenset({end})))
     reads.clear()
-    generate(model, PROMPTS[:5], GREEDY, seed=0, end=end)
+    generate(model, PROMPTS[:5], GREEDY, seed=0, ends=frozenset({end}))
     assert len(reads) == longest
 
 
-def test_the_models_own_end_token_is_found(model: CausalLM) -> None:
-    assert end_of(model) == 0
-    assert end_of(nn.Linear(1, 1)) is None
+def test_the_models_own_end_tokens_are_found(model: CausalLM) -> None:
+    assert ends_of(model) == {0}
+    assert ends_of(nn.Linear(1, 1)) == set()
+    several = CausalLM(llama(eos_token_id=[0, 7]))  # of the text and of a turn, as in Llama 3
+    assert ends_of(several) == {0, 7}
 
 
 def chi_square(drawn: list[int], probs: torch.Tensor) -> float:
@@ -130,6 +132,23 @@ def test_seeds(model: CausalLM) -> None:
     assert first == same != another
     doubled = generate(model, [PROMPTS[0]] * 4, sampling, seed=3)
     assert len({tuple(a) for a in doubled}) > 1  # equal prompts get different answers
+
+
+def test_draws_do_not_depend_on_the_prompts_beside(model: CausalLM) -> None:
+    together = generate(model, PROMPTS, Sampling(max_new=8), seed=3)
+    assert generate(model, PROMPTS, Sampling(max_new=8, batch=2), seed=3) == together
+    assert [generate(model, [p], Sampling(max_new=8), seed=3)[0] for p in PROMPTS] == together
+    keyed = generate(model, [PROMPTS[0]] * 3, Sampling(max_new=8), seed=3, keys=["a", "b", "a"])
+    assert keyed[0] == keyed[2] != keyed[1]
+
+
+def test_a_rollout_does_not_depend_on_how_a_batch_is_split() -> None:
+    torch.manual_seed(0)
+    toy, source = Transformer(28, 16, 1, 2, True).eval(), Sentences().load(None)["train"]  # type: ignore[arg-type]
+    whole = rollout(toy, source.batch(range(8), 0), Sampling(max_new=9), seed=1)
+    parts = [rollout(toy, source.batch([i], 0), Sampling(max_new=9), seed=1) for i in range(8)]
+    counted = [p["labels"][r][p["weight"][r] > 0].tolist() for p in parts for r in range(len(p["labels"]))]
+    assert counted == [whole["labels"][r][whole["weight"][r] > 0].tolist() for r in range(len(whole["labels"]))]
 
 
 def test_training_mode_and_progress(model: CausalLM) -> None:

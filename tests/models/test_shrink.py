@@ -28,7 +28,9 @@ def cut(folders: Folders, folder: Path, **wish: Any) -> tuple[Any, Any, Shrink]:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "wish", [{"layers": 2}, {"width": 24}, {"ffn": 40}, {"layers": 3, "width": 20, "ffn": 30}, {"keep": (0, 3)}], ids=str
+    "wish",
+    [{"layers": 2}, {"width": 24}, {"ffn": 40}, {"layers": 3, "width": 20, "ffn": 30}, {"keep": (0, 3)}],
+    ids=str,
 )
 def test_what_is_saved_is_what_was_cut(folders: Folders, tmp_path: Path, wish: dict[str, Any]) -> None:
     module, run, spec = cut(folders, tmp_path / "run", **wish)

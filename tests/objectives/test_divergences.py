@@ -286,6 +286,16 @@ def test_top_k_is_refused_at_another_temperature():
             ForwardKL()(student, kept(teacher, 2), temperature=temperature)
 
 
+def test_a_learned_temperature_gets_its_gradient():
+    student, teacher = pair(3, 5)
+    mask = torch.tensor([True, False, True])
+    temperature = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda t: ForwardKL()(student, teacher, temperature=t, weight=mask), temperature)
+    torch.testing.assert_close(
+        ForwardKL()(head_for(student), teacher, temperature=temperature), ForwardKL()(student, teacher, temperature=1.7)
+    )
+
+
 # The other objectives
 
 

@@ -151,8 +151,7 @@ def _reliability() -> list[dict[str, Any]]:
         for who, b in bend.items()
     }
     return [
-        {"time": 0.0, "stage": "audit", "event": "reliability", "subject": who, "bins": rows}
-        for who, rows in bins.items()
+        {"time": 0.0, "stage": "audit", "event": "reliability", "subject": who, "bins": rows} for who, rows in bins.items()
     ]
 
 
@@ -202,9 +201,7 @@ def _log(folder: Path, stages: list[str], tokens: int) -> None:
             for step in range(STEPS.get(name, 300)):
                 nll = end + (3.05 - end) * math.exp(-step / (45 if name == "train" else 60)) + noise.gauss(0, 0.06)
                 line = {"student/count": tokens * 0.61 or 32.0, "student/gradient_norm": 1 + rng.random()}
-                own = (
-                    {"loss": nll / 2 - 0.9, "nll": nll, "divergence": nll / 2 - 1} if name == "train" else {"loss": nll}
-                )
+                own = {"loss": nll / 2 - 0.9, "nll": nll, "divergence": nll / 2 - 1} if name == "train" else {"loss": nll}
                 metrics.append({"stage": name, "step": step, **line, **{f"student/{k}": v for k, v in own.items()}})
     lines(folder / "metrics.jsonl", metrics)
     lines(folder / "events.jsonl", events)

@@ -44,9 +44,7 @@ def measured(folder: Path, rows: list[dict[str, object]]) -> None:
 
 
 def difference(value: float, half: float | None, versus: str) -> dict[str, object]:
-    return finding(
-        "nll", value, "train", "lower", "nats/token", half, versus=versus, n=240, over="documents", split="test"
-    )
+    return finding("nll", value, "train", "lower", "nats/token", half, versus=versus, n=240, over="documents", split="test")
 
 
 # -- the verdict -------------------------------------------------------------------------------------------------------
@@ -187,9 +185,7 @@ def test_nothing_is_loaded_from_anywhere(page: str):
         found: list[tuple[str, str, str]] = []
 
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            self.found += [
-                (tag, name, value or "") for name, value in attrs if name in ("src", "href", "srcset", "data")
-            ]
+            self.found += [(tag, name, value or "") for name, value in attrs if name in ("src", "href", "srcset", "data")]
             assert tag not in ("script", "link", "iframe", "object", "img")
 
     Loads().feed(page)

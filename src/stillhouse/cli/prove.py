@@ -10,6 +10,8 @@ import hashlib
 import itertools
 import json
 import math
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -22,7 +24,7 @@ from rich.text import Text
 
 from ..core.paper import find
 from ..core.proof import Effect, Proof, Verdict, interval, verdict
-from ..core.recipe import Recipe, RecipeError, nearest
+from ..core.recipe import Recipe, RecipeError, nearest, to_plain
 from . import door, launch
 from .progress import clock, progress
 from .results import findings
@@ -162,9 +164,11 @@ class _Runner:
         recipe = judged_on(recipe.set("seed", seed), split, arm)
         text = door.dump(recipe)
         folder = self.folder / f"{arm}_s{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        self.borrow(recipe, folder)
         run = launch.launch(
             recipe, folder=folder, device=self.device, progress=progress(launch.unit_of(recipe), announce=False)
         )
+        self.lend(recipe, folder)
         events = run.read("events.jsonl")
         seconds = sum(e["seconds"] for e in events if e["event"] == "stage" and e["state"] == "done")
         trial = Trial(self.read(folder, arm, split), seconds, folder)
@@ -173,6 +177,23 @@ class _Runner:
         line = f"{arm}, {'tuning' if split == 'valid' else f'seed {seed}'}{f', {told}' if told else ''}"
         self.console.print(Text(f"  {line}: {self.proof.metric} {trial.value:.4g} ({clock(seconds)})"))
         return trial
+
+    def borrow(self, recipe: Recipe, folder: Path) -> None:
+        """Take over the artifacts of the leading stages that an earlier run of this proof has in common with this one."""
+        if folder.exists():
+            return
+        for name, key in _beginnings(recipe):
+            shared = self.folder / "shared" / key
+            if not shared.exists():
+                return
+            shutil.copytree(shared, folder / "artifacts" / name, copy_function=os.link)
+
+    def lend(self, recipe: Recipe, folder: Path) -> None:
+        """Keep the artifacts of the training stages for runs that begin alike."""
+        for name, key in _beginnings(recipe):
+            shared = self.folder / "shared" / key
+            if not shared.exists():
+                shutil.copytree(folder / "artifacts" / name, shared, copy_function=os.link)
 
     def read(self, folder: Path, arm: str, split: str) -> float:
         """The judged number of a finished run."""
@@ -185,6 +206,19 @@ class _Runner:
         raise ProofError(
             f"arm {arm!r} found no {proof.metric} of {proof.subject} on the {split} split; it found {there}"
         )
+
+
+def _beginnings(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(stage, key) of the recipe's stages before its audit: equal keys mean that all up to here is equal, the seed too."""
+    from ..core.stage import Audit
+
+    shared = {f: to_plain(getattr(recipe, f)) for f in ("student", "data", "teachers", "seed")}
+    done: list[Any] = [shared]
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Audit):
+            return
+        done.append([name, to_plain(stage)])
+        yield name, hashlib.sha256(json.dumps(done).encode()).hexdigest()[:16]
 
 
 def judged_on(recipe: Recipe, split: str, arm: str = "ours") -> Recipe:

@@ -6,6 +6,8 @@ the group's gradient by the total, clips, steps that group's optimizer, and resu
 Accumulation, several optimizers, alternation, several gradient steps per rollout and data parallelism all follow.
 """
 
+# pyright: reportUnknownMemberType=false
+# (torch leaves arguments of some methods untyped)
 from __future__ import annotations
 
 import math
@@ -20,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .method import Method, State, Total, Update, advance
-from .optim import GroupOptimizer, Optim, parameters_of
+from .optim import GroupOptimizer, Optim
 from .run import Run, seed_of
 from .signal import Batch
 
@@ -195,8 +197,6 @@ class Loop:
         return total if group == _TOTAL else (group, total, dict(zip(names, values, strict=True)))
 
     def _clear(self) -> None:
-        for param in parameters_of(self.state.children()):
-            param.grad = None
         for group in self.groups.values():
             group.clear()
 

@@ -1,9 +1,10 @@
 """Optimizers and schedules as two words in a recipe, and the float32 master weights behind bfloat16 parameters."""
 
+# pyright: reportUnknownMemberType=false
+# (torch leaves arguments of some methods untyped)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,12 +142,3 @@ def _gather_into(master: Tensor):
         param.grad = None
 
     return gather
-
-
-def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Every parameter of the modules, each once."""
-    seen: dict[int, nn.Parameter] = {}
-    for module in modules:
-        for param in module.parameters():
-            seen.setdefault(id(param), param)
-    return list(seen.values())

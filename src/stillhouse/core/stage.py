@@ -1,5 +1,7 @@
 """Pieces of a run. A stage is a frozen dataclass that reads and writes named artifacts; its artifact has its name."""
 
+# pyright: reportUnknownMemberType=false
+# (torch leaves arguments of some methods untyped)
 from __future__ import annotations
 
 import gc

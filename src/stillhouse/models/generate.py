@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..core.engine import to_device
 from ..core.run import seed_of
 from ..core.signal import Batch, HeadLogits
 from ..data.tokens import Document, Packed
@@ -33,27 +35,28 @@ def generate(
     sampling: Sampling,
     *,
     seed: int,
-    end: int | None = None,
+    keys: Sequence[object] | None = None,
+    ends: frozenset[int] | None = None,
     mix: tuple[nn.Module, float] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """One answer per prompt, as tokens; the end token is kept, so a cut-off answer can be told from a finished one.
 
-    Prompts of one length or nearly so share a batch. `end` defaults to the model's own end token. With
+    Prompts of one length or nearly so share a batch. `ends` defaults to the model's own end tokens. With
     `mix = (other, share)` every token is drawn from share * other + (1 - share) * model. `on_batch(prompts done,
-    tokens made)` reports progress. Prompts and sampling settings alone, not the batch's split into ranks, decide what
-    is drawn for a given `seed`.
+    tokens made)` reports progress. What is drawn depends on `seed`, the prompt and its key alone, not on the prompts
+    beside it; keys default to how often the same prompt came before.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    end = end_of(module) if end is None else end
+    ends = ends_of(module) if ends is None else ends
+    points = _points(prompts, _repeats(prompts) if keys is None else keys, sampling.max_new, seed)
     parts = [(module, 1.0 - (mix[1] if mix else 0.0))] + ([mix] if mix else [])
     training = [part.training for part, _ in parts]
     for part, _ in parts:
         part.eval()
     try:
         for chosen in _batches(prompts, sampling.batch, padded=all(isinstance(part, CausalLM) for part, _ in parts)):
-            draw = torch.Generator().manual_seed(seed_of(seed, "generate", [list(prompts[i]) for i in chosen]))
-            made = _answers([prompts[i] for i in chosen], parts, sampling, end, draw)
+            made = _answers([prompts[i] for i in chosen], parts, sampling, ends, points[chosen])
             for i, answer in zip(chosen, made, strict=True):
                 answers[i] = answer
             if on_batch is not None:
@@ -64,12 +67,32 @@ def generate(
     return answers
 
 
-def end_of(module: nn.Module) -> int | None:
-    """The token that ends an answer, or None if the model has none."""
+def ends_of(module: nn.Module) -> frozenset[int]:
+    """The tokens that end an answer: of the text, of a turn of a conversation."""
     if not isinstance(module, CausalLM):
-        return None
-    ends = getattr(module.model.generation_config, "eos_token_id", None) or module.config.eos_token_id
-    return ends[0] if isinstance(ends, (list, tuple)) else ends
+        return frozenset()
+    found: set[int] = set()
+    for config in (module.model.generation_config, module.config):
+        ends = getattr(config, "eos_token_id", None)
+        found.update(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
+    return frozenset(found)
+
+
+def _repeats(prompts: Sequence[Sequence[int]]) -> list[int]:
+    seen = Counter[tuple[int, ...]]()
+    numbers: list[int] = []
+    for prompt in map(tuple, prompts):
+        numbers.append(seen[prompt])
+        seen[prompt] += 1
+    return numbers
+
+
+def _points(prompts: Sequence[Sequence[int]], keys: Sequence[object], count: int, seed: int) -> Tensor:
+    """Where in [0, 1) the tokens of every answer are drawn, `[prompts, count]` float64."""
+    points = torch.empty(len(prompts), count, dtype=torch.float64)
+    for row, prompt, key in zip(points, prompts, keys, strict=True):
+        row.uniform_(generator=torch.Generator().manual_seed(seed_of(seed, "generate", list(prompt), key)))
+    return points
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int, *, padded: bool) -> list[list[int]]:
@@ -88,26 +111,26 @@ def _answers(
     prompts: Sequence[Sequence[int]],
     parts: Sequence[tuple[nn.Module, float]],
     sampling: Sampling,
-    end: int | None,
-    draw: torch.Generator,
+    ends: frozenset[int],
+    points: Tensor,
 ) -> list[list[int]]:
     readers = [(_reader(module, prompts), share) for module, share in parts]
     answers: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
     ended: set[int] = set()
     tokens: Tensor | None = None
-    for _ in range(sampling.max_new):
+    for step in range(sampling.max_new):
         logits = [reader.read(tokens) for reader, _ in readers]
         classes = min(z.shape[-1] for z in logits)  # rows beyond the common ones pad a vocabulary
         shares = [share for _, share in readers]
         each = [_distribution(z[:, :classes], sampling) * share for z, share in zip(logits, shares, strict=True)]
         probs = torch.stack(each).sum(0)
-        chosen = probs.argmax(-1) if sampling.temperature == 0 else _sample(probs, draw)
+        chosen = probs.argmax(-1) if sampling.temperature == 0 else _sample(probs, points[alive, step])
         tokens = chosen.to(probs.device)
         for row, token in zip(alive, chosen.tolist(), strict=True):
             if row not in ended:
                 answers[row].append(token)
-                if token == end:
+                if token in ends:
                     ended.add(row)
         going = [k for k, row in enumerate(alive) if row not in ended]
         if not going:
@@ -134,11 +157,10 @@ def _distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     return probs
 
 
-def _sample(probs: Tensor, draw: torch.Generator) -> Tensor:
-    """One class per row by the inverse of the cumulative sum: one random number a row, drawn on the CPU."""
-    point = torch.rand(len(probs), 1, generator=draw, dtype=torch.float64)
+def _sample(probs: Tensor, points: Tensor) -> Tensor:
+    """One class per row by the inverse of the cumulative sum, at its point in [0, 1)."""
     total = probs.double().cumsum(-1)
-    found = torch.searchsorted(total, point.to(probs.device) * total[:, -1:]).squeeze(-1)
+    found = torch.searchsorted(total, points[:, None].to(probs.device) * total[:, -1:], right=True).squeeze(-1)
     return found.clamp(max=probs.shape[-1] - 1)
 
 
@@ -206,6 +228,18 @@ class _Cached:
         self.cache.batch_select_indices(rows)
 
 
+def rollout(
+    module: nn.Module, batch: Batch, sampling: Sampling, *, seed: int, mix: tuple[nn.Module, float] | None = None
+) -> Batch:
+    """The module's own answers to the prompts of a packed batch, in which only they count, on the batch's device.
+
+    A document's answer does not depend on the documents beside it, hence not on how a batch is split.
+    """
+    prompts, examples = prompts_of(batch), _first_of_documents(batch["example"], batch)
+    answers = generate(module, prompts, sampling, seed=seed, keys=examples, mix=mix)
+    return to_device(answered(prompts, answers), batch["labels"].device)
+
+
 def prompts_of(batch: Batch, *, opening: int = 8) -> list[list[int]]:
     """The prompts of a packed language batch: each document up to where its counted tokens begin.
 
@@ -220,6 +254,12 @@ def prompts_of(batch: Batch, *, opening: int = 8) -> list[list[int]]:
             begin = counts.index(True) + 1 if True in counts else len(ids)
             found.append(ids[: opening if begin == 1 else begin])
     return found
+
+
+def _first_of_documents(values: Tensor, batch: Batch) -> list[int]:
+    """The value `[B, T]` at the first token of every document, in the order of `prompts_of`."""
+    inputs = batch["inputs"]
+    return values[(inputs["position"] == 0) & (inputs["document"] >= 0)].tolist()
 
 
 def answered(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Batch:

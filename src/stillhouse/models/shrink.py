@@ -178,7 +178,7 @@ def _check_llama(module: CausalLM) -> None:
 def busiest(
     module: CausalLM, inputs: Sequence[dict[str, Tensor]], kept: Sequence[int], width: int | None, ffn: int | None
 ) -> tuple[list[int] | None, list[list[int]] | None]:
-    """The hidden channels (one choice for all layers) and the neurons of each kept layer with the largest activations."""
+    """The hidden channels (one choice for all layers) and each kept layer's neurons with the largest activations."""
     _check_llama(module)
     layers = layers_of(module)
     config = module.config

@@ -60,7 +60,10 @@ class FDivergence(ABC):
         temperature: float | Tensor = 1.0,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """The divergence of each item, [*N]. `temperature` divides both sides' logits: a number, or one per item."""
+        """The divergence of each item, [*N]. `temperature` divides both sides' logits: a number, or one per item.
+
+        A temperature that is learned gets its gradient on dense logits only; for `HeadLogits` it is a constant.
+        """
         fused.check_classes(student, teacher)
         check_temperature(teacher, temperature)
         if isinstance(student, HeadLogits):
@@ -70,7 +73,8 @@ class FDivergence(ABC):
         def values(student: Tensor, teacher: Tensor | TopK, temperature: float | Tensor) -> Tensor:
             return self.term(*log_probabilities(student, teacher, temperature)).sum(-1)
 
-        return dense(values, student, teacher, temperature, weight=weight)
+        each = temperature.expand(student.shape[:-1]) if isinstance(temperature, Tensor) else temperature
+        return dense(values, student, teacher, each, weight=weight)
 
 
 @dataclass(frozen=True)
@@ -443,7 +447,7 @@ def log_probabilities(
         teacher = teacher.dense() if isinstance(teacher, HeadLogits) else teacher.detach()
     if isinstance(temperature, Tensor):
         temperature = temperature.to(dtype).unsqueeze(-1)
-    return log_softmax(student, temperature), log_softmax(teacher.to(dtype), temperature).detach()
+    return log_softmax(student, temperature), log_softmax(teacher.to(dtype), temperature)
 
 
 def check_temperature(teacher: Logits | TopK, temperature: float | Tensor) -> None:

@@ -153,8 +153,9 @@ def _prepare(
     items: Mapping[str, Tensor],
 ) -> _Work:
     check_classes(student, teacher)
-    flat = {name: x.detach().reshape(-1) for name, x in items.items()}
-    return _Work(rule, _flat(student), _flat(teacher), *live(weight, student.shape[:-1]), flat)
+    shape = student.shape[:-1]
+    flat = {name: x.detach().expand(shape).reshape(-1) for name, x in items.items()}
+    return _Work(rule, _flat(student), _flat(teacher), *live(weight, shape), flat)
 
 
 def _flat(logits: Any) -> Any:

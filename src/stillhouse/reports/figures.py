@@ -53,9 +53,7 @@ def dots(rows: Sequence[Dot], axis: str, *, scale: float = 1.0, zero: bool = Fal
         for y, row in enumerate(rows):
             colour = SLOT[row.subject.slot]
             if row.low is not None and row.high is not None:
-                axes.plot(
-                    [scale * row.low, scale * row.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="round"
-                )
+                axes.plot([scale * row.low, scale * row.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")
             axes.plot([scale * row.value], [y], "o", color=colour, markersize=6.5)
             above: dict[str, Any] = {"y": y - 0.36, "va": "center", "transform": axes.get_yaxis_transform()}
             above["bbox"] = {"facecolor": PAGE, "edgecolor": "none", "pad": 1}  # the grid does not cross words
@@ -88,7 +86,7 @@ def lines(figure: Figure, who: Mapping[str, Subject], smooth: bool = False) -> s
                 axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.3)
                 y = _running_mean(y)
             axes.plot(
-                x, y, color=colour, linewidth=1.7, marker="" if smooth else "o", markersize=3.5, label=subject.label
+                x, y, color=colour, linewidth=1.7, marker="" if smooth else "o", markersize=3.5, label=subject.label[:LABEL]
             )
         axes.set_xlabel(figure.x)
         axes.set_ylabel(figure.y)

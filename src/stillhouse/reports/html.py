@@ -31,9 +31,7 @@ def write(folder: Path | str) -> Path:
     report = read(folder)
     verdict = verdicts.verdict(report)
     whole = _finite({"schema": "stillhouse.report/1", "verdict": asdict(verdict), **report.plain()})
-    (folder / "report.json").write_text(
-        json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
-    )
+    (folder / "report.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     page = folder / "report.html"
     page.write_text(render(report), encoding="utf-8")
     return page

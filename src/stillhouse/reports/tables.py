@@ -39,9 +39,7 @@ def subjects(report: Report) -> dict[str, Subject]:
         others = sum(n not in SLOTS and n not in teachers for n in found)
         slot = 0 if name in teachers else SLOTS.get(name, 5 + others % (COLOURS - 5))
         stage = stages.get(name)
-        found[name] = Subject(
-            name, stage.label if stage else label_of(name, language), slot, stage.method if stage else ""
-        )
+        found[name] = Subject(name, stage.label if stage else label_of(name, language), slot, stage.method if stage else "")
     return found
 
 
@@ -62,9 +60,7 @@ def value_of(report: Report, subject: str, name: str, split: str | None = None) 
     """The last finding of a number about a subject, on the deciding split unless another is asked for."""
     split = (splits(report) or [""])[0] if split is None else split
     same = [
-        f
-        for f in report.findings
-        if f.subject == subject and f.name == name and not f.versus and f.split in ("", split)
+        f for f in report.findings if f.subject == subject and f.name == name and not f.versus and f.split in ("", split)
     ]
     return same[-1] if same and math.isfinite(same[-1].value) else None
 
@@ -105,9 +101,7 @@ def arms(report: Report) -> list[Table]:
         for n, v, u in (("train_seconds", s.seconds, ""), ("train_items", s.items, items))
     ]
     extra = [
-        Finding(name=n, value=v, unit=u, subject=s.name)
-        for s, n, v, u in facts
-        if v and s.name in who and s.state == "done"
+        Finding(name=n, value=v, unit=u, subject=s.name) for s, n, v, u in facts if v and s.name in who and s.state == "done"
     ]
     whole = replace(report, findings=report.findings + tuple(extra))
     known = [primary(report), *METRICS]
@@ -126,9 +120,7 @@ def arms(report: Report) -> list[Table]:
 def _table(report: Report, title: str, names: list[str], split: str, who: dict[str, Subject]) -> Table:
     columns = [_column(report, name, split, who) for name in names]
     rows = [(s, tuple(cells[s.name] for _, cells in columns)) for s in who.values()]
-    return Table(
-        title, tuple(m for m, _ in columns), tuple(row for row in rows if any(cell.text != "–" for cell in row[1]))
-    )
+    return Table(title, tuple(m for m, _ in columns), tuple(row for row in rows if any(cell.text != "–" for cell in row[1])))
 
 
 def _column(report: Report, name: str, split: str, who: dict[str, Subject]) -> tuple[Metric, dict[str, Cell]]:

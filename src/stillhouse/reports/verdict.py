@@ -44,9 +44,7 @@ def verdict(report: Report) -> Verdict:
     name, winner, who, language = primary(report), ours(report), subjects(report), report.language
     split = (splits(report) or [""])[0]
     paired = {
-        f.versus: f
-        for f in report.findings
-        if f.versus and (f.name, f.subject) == (name, winner) and f.split in ("", split)
+        f.versus: f for f in report.findings if f.versus and (f.name, f.subject) == (name, winner) and f.split in ("", split)
     }
     # teachers last: being behind one is the rule
     done = sorted(
@@ -55,8 +53,8 @@ def verdict(report: Report) -> Verdict:
     )
     baselines = [c for c in done if c.baseline]
     by: dict[Outcome, str] = {o: _and([_condition(c, language) for c in baselines if c.outcome == o]) for o in OUTCOMES}
-    decided = {c.outcome for c in baselines}
-    outcome: Outcome = decided.pop() if len(decided) == 1 else "undecided"
+    decided: set[Outcome] = {c.outcome for c in baselines}
+    outcome = decided.pop() if len(decided) == 1 else "undecided"
     return Verdict(outcome, _headline(report, by), tuple(done), _basis([c.finding for c in done]))
 
 

@@ -122,7 +122,7 @@ _POINTS = "percentage points"
 METRICS = {
     "nll": Metric(
         "Loss", "nats per token", "−(1/N) Σ ln p(correct next token)",
-        "How surprised the model is by what it has not seen. 0.1 less is about 10 % less perplexity; a nat is 1.44 bits.", "lower",
+        "How surprised the model is by new data. 0.1 less is 10 % less perplexity. A nat is 1.44 bits.", "lower",
     ),
     "perplexity": Metric(
         "Perplexity", "", "exp(loss)",
@@ -170,9 +170,7 @@ METRICS = {
 
 def metric_of(finding: Finding) -> Metric:
     """The glossary's entry in the finding's own unit; for a metric that it does not know, one made from the finding."""
-    unit = (
-        finding.unit if finding.unit.endswith("/s") else finding.unit.replace("/item", "/example").replace("/", " per ")
-    )
+    unit = finding.unit if finding.unit.endswith("/s") else finding.unit.replace("/item", "/example").replace("/", " per ")
     known = METRICS.get(finding.name)
     if known is not None:
         return replace(known, unit=unit) if unit and known.show is not percent else known

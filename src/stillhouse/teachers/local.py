@@ -51,8 +51,8 @@ def check_tokenizers(student: Any, teacher: Any) -> None:
     shared = sum(theirs.get(token) == index for token, index in mine.items())
     raise TeacherMismatch(
         f"student and teacher use different tokenizers ({len(mine):,} and {len(theirs):,} tokens, {shared:,} with the "
-        "same id), so their logits cannot be compared: take a student of the teacher's family, or cut one from the teacher "
-        "(--student shrink:layers=N)"
+        "same id), so their logits cannot be compared: take a student of the teacher's family, or cut one from the "
+        "teacher (--student shrink:layers=N)"
     )
 
 

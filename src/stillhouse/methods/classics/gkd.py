@@ -23,7 +23,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.engine import to_device
 from ...core.method import State, Update
 from ...core.paper import Paper
 from ...core.proof import Proof
@@ -31,7 +30,7 @@ from ...core.recipe import Recipe, Scale, pick
 from ...core.run import Run, seed_of
 from ...core.signal import Batch, Kind
 from ...models.call import logits_of, weight_of
-from ...models.generate import Sampling, answered, generate, prompts_of
+from ...models.generate import Sampling, rollout
 from ...objectives.divergences import JSD, Divergence, ForwardKL, mixed
 from ...teachers.local import same_classes
 from ..settings import alone, language
@@ -70,9 +69,7 @@ class GKD:
         """One update over the answer tokens."""
         own = torch.rand((), generator=run.rng("on-policy")).item() < self.on_policy
         if own:
-            prompts = prompts_of(batch)
-            answers = generate(s.student, prompts, self.sampling, seed=seed_of(run.seed, "rollout", run.step))
-            batch = to_device(answered(prompts, answers), run.device)
+            batch = rollout(s.student, batch, self.sampling, seed=seed_of(run.seed, "rollout", run.step))
         weight = weight_of(batch)
         z, z_teacher = same_classes(logits_of(s.student, batch), run.teacher(batch, self.needs).need("logits"))
         logs: dict[str, Tensor] = {}

@@ -12,7 +12,8 @@ L_PT is cross-entropy on the data's own answers (the paper uses a pre-training c
 
 Differs from the authors' code: returns are not whitened and rewards not clipped at a range, as in the paper's
 equations; both are stabilisers of their PPO loop. The paper first fine-tunes the student on the data and picks the
-best checkpoint; here that is a stage of its own, if wanted.
+best checkpoint; here that is a stage of its own, if wanted. All three terms are sums over tokens, as in Eq. 9, and an
+update divides them by the number of sampled tokens; the authors' code takes the mean of each term by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.engine import to_device
 from ...core.method import State, Update
 from ...core.paper import Paper
 from ...core.proof import Proof
@@ -32,7 +32,7 @@ from ...core.recipe import Recipe, Scale, pick
 from ...core.run import Run, seed_of
 from ...core.signal import Batch, Kind
 from ...models.call import logits_of, weight_of
-from ...models.generate import Sampling, answered, generate, prompts_of
+from ...models.generate import Sampling, rollout
 from ...objectives.divergences import ReverseKL, cross_entropy, token_logp
 from ...objectives.reduce import weighted_sum
 from ...teachers.local import same_classes
@@ -67,10 +67,13 @@ class MiniLLM:
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """`inner` updates over the answer tokens of one rollout."""
-        rollout, weight = self._rollout(s, batch, run)
-        labels = rollout["labels"]
+        seed = seed_of(run.seed, "rollout", run.step)
+        mix = (run.teacher.module, self.mix) if self.mix else None  # type: ignore[attr-defined]
+        answers = rollout(s.student, batch, self.sampling, seed=seed, mix=mix)
+        labels, weight = answers["labels"], weight_of(answers)
         with torch.no_grad():
-            z, z_teacher = self._logits(s, rollout, run)
+            z_teacher = run.teacher(answers, self.needs).need("logits")
+            z, z_teacher = same_classes(logits_of(s.student, answers), z_teacher)
             old = token_logp(z, labels, weight=weight)
             of_teacher = token_logp(z_teacher, labels, weight=weight)
             blend = torch.logaddexp(old + log_share(1 - self.mix), of_teacher + log_share(self.mix))
@@ -78,36 +81,17 @@ class MiniLLM:
             returns = returns_to_go((of_teacher - old) * weight, weight)
             ahead = returns_to_go(weight, weight)  # 1 wherever an answer goes on, to count its tokens
         for _ in range(self.inner):
-            z, z_teacher = self._logits(s, rollout, run)
+            z, _ = same_classes(logits_of(s.student, answers), z_teacher)
             single = ReverseKL()(z, z_teacher, weight=importance).sum()
             ratio = importance * (token_logp(z, labels, weight=weight) - old).exp()
             bounded = ratio.clamp(1 - self.clip, 1 + self.clip)
             long = -weighted_sum(torch.minimum(ratio * returns, bounded * returns), weight * (ahead > 0))
-            count = weight.sum()
-            plain = self._pretraining(s, batch, count)
+            loss = single + long
+            if self.pretraining:
+                nll = cross_entropy(logits_of(s.student, batch), batch["labels"], weight=weight_of(batch))
+                loss = loss + self.pretraining * nll.sum()
             logs: dict[str, Tensor | float] = {"single": single, "long": long, "return": (returns * weight).sum()}
-            yield Update(single + long + self.pretraining * plain, count=count, logs=logs)
-
-    def _rollout(self, s: State, batch: Batch, run: Run) -> tuple[Batch, Tensor]:
-        prompts = prompts_of(batch)
-        teacher: nn.Module = run.teacher.module  # type: ignore[attr-defined]
-        answers = generate(
-            s.student, prompts, self.sampling, seed=seed_of(run.seed, "rollout", run.step),
-            mix=(teacher, self.mix) if self.mix else None,
-        )  # fmt: skip
-        rollout = to_device(answered(prompts, answers), run.device)
-        return rollout, weight_of(rollout)
-
-    def _logits(self, s: State, rollout: Batch, run: Run):
-        return same_classes(logits_of(s.student, rollout), run.teacher(rollout, self.needs).need("logits"))
-
-    def _pretraining(self, s: State, batch: Batch, count: Tensor) -> Tensor:
-        """Mean cross-entropy on the data's answers, times `count`: the update divides by the rollout's tokens."""
-        if self.pretraining == 0:
-            return torch.zeros((), device=count.device)
-        weight = weight_of(batch)
-        nll = cross_entropy(logits_of(s.student, batch), batch["labels"], weight=weight).sum()
-        return nll * (count / weight.sum().clamp(min=1))
+            yield Update(loss, count=weight.sum(), logs=logs)
 
 
 def returns_to_go(rewards: Tensor, weight: Tensor) -> Tensor:

@@ -5,7 +5,8 @@
 q is the student's softmax, y_i the label of item i (an image's class, or the token that follows in a text), w_i its
 weight (0 on prompts and padding). A negative label means that nobody knows it: the item is left out.
 
-The maximum-likelihood estimate is Fisher's; as a loss for networks with a softmax it is due to Bridle.
+The maximum-likelihood estimate is Fisher's; as a loss for networks with a softmax it is due to Bridle, "Probabilistic
+Interpretation of Feedforward Classification Network Outputs, with Relationships to Statistical Pattern Recognition".
 
 Differs from the paper / the authors' code: nothing known. The loss is a sum over the labelled items of the whole batch
 divided by their number, however the batch is split, where common trainers average means of unequal parts.
