@@ -18,6 +18,7 @@ import gc
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -46,6 +47,10 @@ class Case:
     at_most: float | None = None  # times the floor
 
     @property
+    def name(self) -> str:
+        return f"{self.method}/{self.divergence}/{self.setting or (f'{self.tokens} tokens' if self.tokens else '')}"
+
+    @property
     def ours(self) -> bool:
         return self.method == "stillhouse"
 
@@ -72,7 +77,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=49_152)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", default="", help="methods whose name contains this")
+    parser.add_argument("--only", default="", help="a regular expression: method/divergence/setting")
     parser.add_argument("--liger", default="", help="a folder that holds the package liger_kernel, if not installed")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "losses.json")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
@@ -81,7 +86,7 @@ def main() -> None:
         print(json.dumps(measure(CASES[args.child], args)))
         return
 
-    cases = [(i, case) for i, case in enumerate(CASES) if args.only.lower() in case.method.lower()]
+    cases = [(i, case) for i, case in enumerate(CASES) if re.search(args.only, case.name)]
     found: dict[int, list[dict[str, Any]]] = {i: [] for i, _ in cases}
     skipped: dict[str, str] = {}
     for repeat in range(args.repeats):  # repeats outside, so that a busy minute does not fall on one method
@@ -345,9 +350,7 @@ def versions() -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = (
-                "0.8.5 (unpacked)" if package == "liger-kernel" and "--liger" in sys.argv else "not installed"
-            )
+            found[package] = "0.8.5 (unpacked)" if package == "liger-kernel" and "--liger" in sys.argv else "not installed"
     return found
 
 

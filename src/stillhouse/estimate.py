@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -55,7 +55,7 @@ class Plan:
             rows, tokens, targets, written = _data(recipe, run)
         big, small = _sizes(recipe)
         device = best_device()
-        speed = _matmul_speed(device) * EFFICIENCY
+        speed = matmul_speed(device, getattr(torch, train.precision)) * EFFICIENCY
         per_step = train.batch * tokens / max(1, rows)
         share = targets / max(1, tokens)
         alone = per_step * (6 * small.body + 6 * small.head * share) / speed
@@ -184,9 +184,21 @@ def _data(recipe: Recipe, run: Run) -> tuple[int, int, int, int]:
 
 
 @lru_cache(maxsize=1)
-def _matmul_speed(device: torch.device) -> float:
-    """Multiply-adds a second, times two, of a bfloat16 product of this kind of model's size."""
-    a, b = (torch.randn(1024, 1024, dtype=torch.bfloat16, device=device) for _ in range(2))
+def fast_precision() -> Literal["float32", "bfloat16"]:
+    """The precision in which this machine multiplies matrices faster.
+
+    bfloat16 on accelerators and on CPUs that have it in hardware; on others it is half as fast as float32.
+    """
+    device = best_device()
+    if device.type != "cpu":
+        return "bfloat16"
+    return "bfloat16" if matmul_speed(device, torch.bfloat16) > 1.1 * matmul_speed(device, torch.float32) else "float32"
+
+
+@lru_cache(maxsize=4)
+def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a product of this kind of model's size: the best of five tries."""
+    a, b = (torch.randn(1024, 1024, dtype=dtype, device=device) for _ in range(2))
     best = 0.0
     for _ in range(5):
         began = time.perf_counter()

@@ -103,6 +103,7 @@ def recipe_for(
     from .core.stage import Audit, Train
     from .data.tokens import Text
     from .data.written import Written
+    from .estimate import Plan, fast_precision
     from .methods.classics.gkd import GKD
     from .methods.classics.seqkd import Write
     from .methods.classics.supervised import Supervised
@@ -111,6 +112,7 @@ def recipe_for(
     from .objectives.divergences import ForwardKL
     from .teachers.local import LocalLM
 
+    precision = fast_precision()
     context = getattr(load_config(teacher), "max_position_embeddings", None) or 512
     text: Any = Text(path=str(data), column=column, length=min(length or 512, context))
     prompts_only = _holds_prompts_only(text)
@@ -131,7 +133,7 @@ def recipe_for(
     rows = batch or 4
     planned = steps or 100
     common: dict[str, Any] = {
-        "steps": planned, "batch": rows, "accumulate": rows, "precision": "bfloat16",
+        "steps": planned, "batch": rows, "accumulate": rows, "precision": precision,
         "optim": Optim(lr=2e-4 if cut else 5e-5),
     }  # fmt: skip
     stages: dict[str, Any] = {}
@@ -146,15 +148,13 @@ def recipe_for(
     stages[TOKENS] = Train(method=Supervised(), **common)
     stages[TIME] = Train(method=Supervised(), **common, seconds_of=OURS, speed_of=TOKENS)
     subjects = ("teacher", "start", OURS, TOKENS, TIME)
-    stages["audit"] = Audit(subjects=subjects, checks=(HeldOutText(versus=("start", TOKENS, TIME)),))
-    stages["samples"] = Samples(subjects=subjects)
-    adult: Any = StageLM(stage="adapt", dtype="bfloat16") if adapt else HubLM(path=teacher, dtype="bfloat16")
+    stages["audit"] = Audit(subjects=subjects, checks=(HeldOutText(versus=("start", TOKENS, TIME), precision=precision),))
+    stages["samples"] = Samples(subjects=subjects, precision=precision)
+    adult: Any = StageLM(stage="adapt", dtype=precision) if adapt else HubLM(path=teacher, dtype=precision)
     recipe = Recipe(
         id="distil", student=learner, data=text, teachers={"teacher": LocalLM(model=adult)}, stages=stages, seed=seed
     )
     if steps is None:
-        from .estimate import Plan
-
         recipe = Plan.of(recipe).fitted(recipe, minutes)
     return door.override(recipe, settings)
 

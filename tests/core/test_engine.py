@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from stillhouse.core.engine import EngineError, Loop, fit, micro_batches, order, to_device
-from stillhouse.core.method import State, Total, Update
+from stillhouse.core.method import State, Update
 from stillhouse.core.optim import Optim
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.run import Run
@@ -141,34 +141,6 @@ def test_micro_batches_that_disagree(run: Run):
         scripted(run, one, one + one)
     with pytest.raises(EngineError, match="no trainable group 'critic'; there are .*student"):
         scripted(run, [("critic", 1.0, 1)])
-
-
-def test_totals_are_over_the_whole_batch(run: Run):
-    heard: list[float] = []
-
-    @dataclass(frozen=True)
-    class Asks(Scripted):
-        def step(self, s: State, batch: Any, run: Run) -> Any:
-            heard.append((yield Total(batch["n"])))
-            heard.append((yield Total(torch.tensor(2 * batch["n"]))))
-            yield Update(s.student(torch.ones(1, 2)).sum(), batch["n"])
-
-    made = Loop(Asks(), State(student=nn.Linear(2, 1)), run, SGD)
-    logs = made.step([{"n": 1}, {"n": 4}])
-    assert heard == [5.0, 5.0, 10.0, 10.0] and logs["student/count"] == 5.0
-
-
-def test_micro_batches_of_which_some_ask_for_a_total(run: Run):
-    @dataclass(frozen=True)
-    class Unsure(Scripted):
-        def step(self, s: State, batch: Any, run: Run) -> Any:
-            if batch["asks"]:
-                yield Total(1.0)
-            yield Update(s.student(torch.ones(1, 2)).sum(), 1)
-
-    made = Loop(Unsure(), State(student=nn.Linear(2, 1)), run, SGD)
-    with pytest.raises(EngineError, match=r"disagree on update 0: \['\(a total\)', 'student'\]"):
-        made.step([{"asks": True}, {"asks": False}])
 
 
 def test_a_micro_batch_without_items_takes_part(run: Run):

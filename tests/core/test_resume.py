@@ -8,15 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from stillhouse.core.engine import EngineError
-from stillhouse.core.method import Update
+from stillhouse.core.method import State, Update
 from stillhouse.core.run import Interrupted, Run, RunError
+from stillhouse.core.signal import Batch
 from stillhouse.core.stage import execute
 
 from . import lab
@@ -134,16 +135,11 @@ def test_what_fails_within_a_step_goes_back_to_before_it(
     """Its first update has moved the student already: saving that as the step's start would make it twice."""
     inner = lab.Alternating.step
 
-    def breaks(self: lab.Alternating, s: Any, batch: Any, run: Run) -> Any:
-        stream, heard = inner(self, s, batch, run), None
-        try:
-            while True:
-                update = stream.send(heard)
-                heard = yield update
-                if isinstance(update, Update) and run.stage == "train" and run.step == 11:
-                    raise ConnectionError("the teacher went away")
-        except StopIteration:
-            return
+    def breaks(self: lab.Alternating, s: State, batch: Batch, run: Run) -> Iterator[Update]:
+        for update in inner(self, s, batch, run):
+            yield update
+            if run.stage == "train" and run.step == 11:
+                raise ConnectionError("the teacher went away")
 
     recipe = lab.RECIPE.set("train.checkpoint_minutes", 60.0)
     with monkeypatch.context() as patch, pytest.raises(ConnectionError):

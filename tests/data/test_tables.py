@@ -19,7 +19,7 @@ from language import run_of
 from stillhouse.core.run import RunError
 from stillhouse.data.tables import content_key, read_rows, split_rows
 
-ROWS = [{"text": "two\nlines, and a \"comma\"", "n": "007"}, {"text": "naïve 漢字", "n": "8"}]
+ROWS = [{"text": 'two\nlines, and a "comma"', "n": "007"}, {"text": "naïve 漢字", "n": "8"}]
 
 
 def as_csv(rows: list[dict[str, Any]], path: Path) -> None:

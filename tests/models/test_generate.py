@@ -154,7 +154,9 @@ def test_a_rollout_does_not_depend_on_how_a_batch_is_split() -> None:
 def test_training_mode_and_progress(model: CausalLM) -> None:
     seen: list[tuple[int, int]] = []
     model.train()
-    made = generate(model, PROMPTS, Sampling(temperature=0.0, max_new=3, batch=4), seed=0, on_batch=lambda *a: seen.append(a))
+    made = generate(
+        model, PROMPTS, Sampling(temperature=0.0, max_new=3, batch=4), seed=0, on_batch=lambda *a: seen.append(a)
+    )
     assert model.training
     model.eval()
     assert [done for done, _ in seen] == [4, 3] and sum(tokens for _, tokens in seen) == sum(map(len, made))

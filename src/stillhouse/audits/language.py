@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class HeldOutText:
     versus: tuple[str, ...] = ()
     teacher: str | None = "teacher"  # of the recipe; None: without one
     batch: int = 4  # rows at a time
-    precision: str = "bfloat16"  # of the models while they are judged; the statistics are float32
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the models while they are judged
     draws: int = 2000
 
     def __call__(self, run: Run, subjects: Subjects) -> Iterable[Finding]:
@@ -172,6 +172,7 @@ class Samples:
     split: str = "test"
     count: int = 4
     sampling: Sampling = Sampling(temperature=0.0, max_new=80)
+    precision: Literal["float32", "bfloat16"] = "float32"
     kind: ClassVar[str] = "samples"
 
     def __call__(self, run: Run) -> None:
@@ -184,7 +185,7 @@ class Samples:
             if name == "teacher":
                 module: Any = run.teacher.module  # type: ignore[attr-defined]
             else:
-                module = cast(Subjects(run, self.subjects).load(name), torch.bfloat16)
+                module = cast(Subjects(run, self.subjects).load(name), getattr(torch, self.precision))
             answers = generate(module, prompts, self.sampling, seed=run.seed)
             for row, answer in zip(shown, answers, strict=True):
                 row[name] = tokenizer.decode(answer, skip_special_tokens=True)

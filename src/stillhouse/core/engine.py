@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -21,12 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .method import Method, State, Total, Update, advance
+from .method import Method, State, Update, advance
 from .optim import GroupOptimizer, Optim
 from .run import Run, seed_of
 from .signal import Batch
-
-_TOTAL = "(a total)"  # where others have the name of a group
 
 
 class EngineError(RuntimeError):
@@ -114,14 +112,11 @@ class Loop:
     def step(self, batches: Sequence[Batch], *, where: str = "") -> dict[str, float]:
         """One pass over the micro-batches of one batch; returns the logged means over all items and ranks."""
         run, self.between = self.run, True
-        streams: list[Any] = [self.method.step(self.state, to_device(batch, run.device), run) for batch in batches]
+        streams = [self.method.step(self.state, to_device(batch, run.device), run) for batch in batches]
         totals: dict[str, float] = {}
-        index, answer = 0, None
-        while (found := self._advance_streams(streams, index, answer)) is not None:
-            index, answer = index + 1, None
-            if isinstance(found, float):
-                answer = found
-                continue
+        index = 0
+        while (found := self._advance_streams(streams, index)) is not None:
+            index += 1
             group, count, logs = found
             if count <= 0:
                 self._clear()
@@ -150,27 +145,18 @@ class Loop:
         )
 
     def _advance_streams(
-        self, streams: Sequence[Generator[Update | Total, float | None]], index: int, answer: float | None
-    ) -> tuple[str, float, dict[str, float]] | float | None:
-        """Run the `index`-th update of every stream backwards: (group, total count, summed logs); None at the end.
-
-        If the streams ask for a Total instead: the total, which is to be their next `answer`.
-        """
+        self, streams: Sequence[Iterator[Update]], index: int
+    ) -> tuple[str, float, dict[str, float]] | None:
+        """Run the `index`-th update of every stream backwards: (group, total count, summed logs); None at the end."""
         groups: set[str | None] = set()
         sums: dict[str, Tensor | float] = {}
         count: Tensor | float = 0.0
         for part, stream in enumerate(streams):
             torch.manual_seed(seed_of(self.run.seed, "step", self.run.step, index, part, _rank()))
-            try:
-                update = stream.send(answer)
-            except StopIteration:
-                groups.add(None)
+            update = next(stream, None)
+            groups.add(None if update is None else update.group)
+            if update is None:
                 continue
-            if isinstance(update, Total):
-                groups.add(_TOTAL)
-                count = count + update.value
-                continue
-            groups.add(update.group)
             if update.loss.requires_grad:
                 update.loss.backward()
             count = count + update.count
@@ -187,14 +173,14 @@ class Loop:
         (group,) = groups
         if group is None:
             return None
-        if group not in self.groups and group != _TOTAL:
+        if group not in self.groups:
             raise EngineError(f"no trainable group {group!r}; there are {sorted(self.groups)}")
         values = [count, *(sums[n] for n in names)]
         packed = torch.stack([torch.as_tensor(v, dtype=torch.float64).cpu() for v in values])
         if dist.is_initialized():
             dist.all_reduce(packed)
         total, *values = packed.tolist()
-        return total if group == _TOTAL else (group, total, dict(zip(names, values, strict=True)))
+        return group, total, dict(zip(names, values, strict=True))
 
     def _clear(self) -> None:
         for group in self.groups.values():

@@ -29,16 +29,6 @@ class Update:
     logs: Mapping[str, Tensor | float] = field(default_factory=dict[str, "Tensor | float"])
 
 
-@dataclass(slots=True)
-class Total:
-    """Ask what a number adds up to over all micro-batches and ranks: `tokens = yield Total(weight.sum())`.
-
-    For a loss whose terms are divided by different counts: scale each term to the count of the update.
-    """
-
-    value: Tensor | float
-
-
 class State(nn.Module):
     """All that a method learns. Child modules are parameter groups, buffers are scalars; both survive a resume.
 
@@ -77,7 +67,7 @@ class Method(Protocol):
         """Build the state around the student."""
         ...
 
-    def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update | Total]:
+    def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """Yield the updates of one micro-batch, in an order that does not depend on the micro-batch."""
         ...
 

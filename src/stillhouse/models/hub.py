@@ -39,6 +39,7 @@ class CausalLM(nn.Module):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+        self.temperature = 1.0  # divides all logits: how a teacher speaks, not how a loss compares
 
     @property
     def config(self) -> Any:
@@ -66,7 +67,7 @@ class CausalLM(nn.Module):
             raise RunError(f"this model looks back {window} tokens only, and a document is longer: --length {window}")
         if self.config._attn_implementation != "eager":
             return mask
-        dtype = self.model.get_input_embeddings().weight.dtype
+        dtype = next(self.model.parameters()).dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def project(self, hidden: Tensor) -> HeadLogits:
@@ -74,9 +75,10 @@ class CausalLM(nn.Module):
         head: Any = self.model.get_output_embeddings()
         config = self.config
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        return HeadLogits(
-            hidden, head.weight, head.bias, float(scale), getattr(config, "final_logit_softcapping", None)
-        )
+        cap = getattr(config, "final_logit_softcapping", None)
+        if cap is not None and self.temperature != 1.0:
+            raise RunError("this model caps its logits, and a temperature would have to follow the cap: leave it at 1")
+        return HeadLogits(hidden, head.weight, head.bias, float(scale) / self.temperature, cap)
 
     @property
     def decoder(self) -> nn.Module:
@@ -167,8 +169,9 @@ class StageLM:
         return CausalLM(load_model(str(folder)))
 
     def tokenizer(self, run: Run) -> PreTrainedTokenizerBase:
-        """The tokenizer that was saved with it."""
-        return load_tokenizer(str(run.path(self.stage)))
+        """The tokenizer of the model that the stage trains, which training does not change: it is there before."""
+        spec = run.recipe.stages[self.stage].student or run.recipe.student
+        return spec.tokenizer(run)
 
 
 def save_model(module: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

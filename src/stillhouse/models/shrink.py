@@ -104,7 +104,7 @@ def keep_layers(module: CausalLM, kept: Sequence[int]) -> None:
     for index, layer in enumerate(new):
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
-                part.layer_idx = index
+                setattr(part, "layer_idx", index)  # noqa: B010 - to the type checker every attribute is a tensor
     owner: Any = module.decoder
     setattr(owner, "layers" if hasattr(owner, "layers") else "h", new)
     config = module.config

@@ -163,9 +163,11 @@ class JSD(FDivergence):
         # Where both underflow the clamp makes log m wrong, and p = q = 0 makes that harmless.
         log_m = torch.lerp(q, p, self.beta).clamp_(min=torch.finfo(q.dtype).tiny).log_()
         of_p = p.mul_(t.sub_(log_m)).sum(-1, keepdim=True) / z_q + (z_q / z_p).log()
-        of_q = torch.mul(q, s.sub_(log_m), out=log_m).sum(-1, keepdim=True) / z_q
+        terms = torch.mul(q, s.sub_(log_m), out=log_m)
+        of_q = terms.sum(-1, keepdim=True) / z_q
         if grad:
-            s.sub_(of_q).mul_(q.mul_((1 - self.beta) / z_q))
+            rate = (1 - self.beta) / z_q
+            torch.addcmul(q.mul_(-of_q * rate), terms, rate, out=student)
         return (self.beta * of_p + (1 - self.beta) * of_q).squeeze(-1)
 
 
@@ -431,9 +433,7 @@ def _pick(x: Any, shape: torch.Size, rows: Tensor) -> Any:
     return x.reshape(-1, *x.shape[len(shape) :])[rows] if isinstance(x, Tensor) else x
 
 
-def log_probabilities(
-    student: Tensor, teacher: Logits | TopK, temperature: float | Tensor = 1.0
-) -> tuple[Tensor, Tensor]:
+def log_probabilities(student: Tensor, teacher: Logits | TopK, temperature: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
     """log q and log p over the classes, or over the k + 1 outcomes of a top-k teacher; at least float32."""
     if isinstance(teacher, TopK):
         log_q = log_softmax(student)

@@ -30,14 +30,20 @@ class LocalTeacher:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalLM:
-    """A teacher from a model spec. It must share the student's tokenizer, which is checked when it is built."""
+    """A teacher from a model spec. It must share the student's tokenizer, which is checked when it is built.
+
+    `temperature` divides its logits for good: at 0.7 the teacher is the model as people sample it, and what it writes,
+    what it is asked for and what the student is compared with are all that distribution.
+    """
 
     model: HubLM | StageLM
+    temperature: float = 1.0
 
     def build(self, run: Run) -> LocalTeacher:
         """The frozen teacher on the run's device."""
         check_tokenizers(run.recipe.student.tokenizer(run), self.model.tokenizer(run))
         module: Any = self.model.build(run)
+        module.temperature = self.temperature
         return LocalTeacher(module.to(run.device))
 
 

@@ -100,7 +100,12 @@ def source_row(run: Any, row: int = 0) -> Any:
 
 @pytest.mark.parametrize(
     "method",
-    [GKD(on_policy=0.0), GKD(on_policy=0.0, divergence=ForwardKL(), labels=0.3), GKD(on_policy=1.0, sampling=Sampling(max_new=6)), TAID(share=0.5)],
+    [
+        GKD(on_policy=0.0),
+        GKD(on_policy=0.0, divergence=ForwardKL(), labels=0.3),
+        GKD(on_policy=1.0, sampling=Sampling(max_new=6)),
+        TAID(share=0.5),
+    ],
 )
 def test_splitting_a_batch_changes_nothing(tmp_path: Path, method: Any) -> None:
     ends: list[dict[str, torch.Tensor]] = []
