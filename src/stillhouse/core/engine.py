@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -45,7 +45,7 @@ def order(n: int, seed: int, start: int, count: int) -> Iterator[tuple[int, int]
     """(epoch, item) for the positions start .. start + count of an endless walk, reshuffled every epoch."""
     while count > 0:
         epoch, at = divmod(start, n)
-        items = _shuffled(n, seed, epoch)[at : at + count].tolist()
+        items = cast("list[int]", _shuffled(n, seed, epoch)[at : at + count].tolist())
         yield from ((epoch, item) for item in items)
         start, count = start + len(items), count - len(items)
 
@@ -77,10 +77,13 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
-        return {k: to_device(v, device) for k, v in value.items()}
-    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (Tensor, Mapping)):
-        return type(value)(to_device(v, device) for v in value)
-    return value
+        named = cast("Mapping[Any, Any]", value)
+        return {k: to_device(v, device) for k, v in named.items()}
+    if isinstance(value, (list, tuple)):
+        parts = cast("list[Any] | tuple[Any, ...]", value)
+        if parts and isinstance(parts[0], (Tensor, Mapping)):
+            return type(parts)(to_device(v, device) for v in parts)
+    return cast("Any", value)
 
 
 @dataclass
@@ -175,12 +178,12 @@ class Loop:
             return None
         if group not in self.groups:
             raise EngineError(f"no trainable group {group!r}; there are {sorted(self.groups)}")
-        values = [count, *(sums[n] for n in names)]
-        packed = torch.stack([torch.as_tensor(v, dtype=torch.float64).cpu() for v in values])
+        parts = [count, *(sums[n] for n in names)]
+        packed = torch.stack([torch.as_tensor(v, dtype=torch.float64).cpu() for v in parts])
         if dist.is_initialized():
             dist.all_reduce(packed)
-        total, *values = packed.tolist()
-        return group, total, dict(zip(names, values, strict=True))
+        values = cast("list[float]", packed.tolist())
+        return group, values[0], dict(zip(names, values[1:], strict=True))
 
     def _clear(self) -> None:
         for group in self.groups.values():

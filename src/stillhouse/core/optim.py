@@ -80,7 +80,7 @@ class GroupOptimizer:
         if dist.is_initialized():
             for grad in grads:
                 dist.all_reduce(grad)
-        torch._foreach_div_(grads, count)  # pyright: ignore[reportPrivateUsage]
+        torch._foreach_div_(grads, count)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         norm = nn.utils.get_total_norm(grads)
         if not bool(torch.isfinite(norm)):
             self.clear()

@@ -57,6 +57,7 @@ class Run:
     progress: Any = None  # something with .update(stage, done, total, logs, seconds), or None
     recipe: Any = None  # the Recipe, once `execute` has begun
     _sources: dict[int, tuple[Any, Mapping[str, Any]]] = field(default_factory=dict[int, tuple[Any, Mapping[str, Any]]])
+    _rejected: set[int] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -95,8 +96,13 @@ class Run:
         self._append("events.jsonl", {"time": time.time(), "stage": self.stage, "event": kind, **facts})
 
     def reject(self, row: Mapping[str, Any], why: str) -> None:
-        """Keep a lost row with its reason."""
-        self._append("rejects.jsonl", {"stage": self.stage, "why": why, "row": dict(row)})
+        """Keep a lost row with its reason, once: data are read again by every stage and after a resume."""
+        if self._rejected is None:
+            self._rejected = {_row_key(r["why"], r["row"]) for r in self.read("rejects.jsonl")}
+        key = _row_key(why, dict(row))
+        if key not in self._rejected:
+            self._rejected.add(key)
+            self._append("rejects.jsonl", {"stage": self.stage, "why": why, "row": dict(row)})
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
@@ -193,6 +199,10 @@ class Run:
     def drop_checkpoints(self) -> None:
         """The stage is done; its checkpoints are no longer needed."""
         shutil.rmtree(self.folder / "state" / self.stage, ignore_errors=True)
+
+
+def _row_key(why: str, row: Mapping[str, Any]) -> int:
+    return seed_of(why, json.dumps(row, sort_keys=True, default=str))
 
 
 def write_atomically(path: Path, text: str) -> None:
