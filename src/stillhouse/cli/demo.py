@@ -64,7 +64,13 @@ def recipe(*, layers: int = 24, questions: int = 160, steps: int = 20, seed: int
 
 
 def demo(*, runs: Path, progress: Progress | None = None) -> Run:
-    """Run it; returns the finished run."""
+    """Say what it will take, then run it; returns the finished run."""
+    import typer
+
+    from ..estimate import Plan
     from . import launch
 
+    plan = Plan.of(recipe())
+    typer.echo(str(plan))
+    plan.check()
     return launch.launch(recipe(), runs=runs, progress=progress)

@@ -14,6 +14,7 @@ not end within `max_new` tokens is kept as it is.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class Write:
             ]
             for split, prompts in self._prompts(run).items()
         }
-        total, done = sum(map(len, jobs.values())), 0
+        total, done, began = sum(map(len, jobs.values())), 0, time.monotonic()
         parts = run.folder / "state" / run.stage
         parts.mkdir(parents=True, exist_ok=True)
         with stop_requests() as stop, run.artifact(run.stage, kind="text", classes=self._classes(run)) as folder:
@@ -77,7 +78,7 @@ class Write:
                     lines += path.read_text(encoding="utf-8").splitlines()
                     done += len(chosen)
                     if run.progress is not None:
-                        run.progress.update(run.stage, done, total, {}, 0.0)
+                        run.progress.update(run.stage, done, total, {}, time.monotonic() - began)
                     if stop.is_set() and done < total:
                         raise Interrupted(
                             f"stopped after {done} of {total} answers; go on with: stillhouse run {run.folder}"
