@@ -14,8 +14,10 @@ import pytest
 from stillhouse.cli import prove
 from stillhouse.core.proof import Proof
 from stillhouse.core.recipe import Recipe
-from stillhouse.core.stage import Audit
+from stillhouse.core.stage import Audit, Train
 from stillhouse.methods.classics import supervised
+from stillhouse.methods.classics.supervised import Supervised
+from stillhouse.models.toys import MLP
 
 Still = Callable[..., Any]
 
@@ -170,3 +172,18 @@ def test_the_numbers_of_the_test_split_are_of_the_test_split() -> None:
     blind = replace(arm(1e-2), stages={"audit": Audit(subjects=("start",), checks=())})
     with pytest.raises(prove.ProofError, match="no check of arm 'ours' has a field `split`"):
         prove.judged_on(blind, "valid")
+
+
+def test_arms_share_what_they_have_in_common(still: Still, tmp_path: Path, claim: Any) -> None:
+    """A leading stage that is the same in two arms is trained once a seed; the arms are trained each."""
+    first = {"big": Train(method=Supervised(), student=MLP(width=24), steps=3, batch=8)}
+
+    def longer(recipe: Recipe) -> Recipe:
+        return recipe.set("stages", {**first, **recipe.stages})
+
+    claim(proof(seeds=(0, 1), arms={"ours": longer(arm(1e-2, 5)), "alone": longer(arm(1e-6, 5))}))
+    proven(still, tmp_path)
+    weights = sorted((tmp_path / "runs" / "proofs" / "supervised").glob("*/artifacts/big/data/*"))
+    assert len(weights) == 4 and len({w.stat().st_ino for w in weights}) == 2
+    trained = sorted((tmp_path / "runs" / "proofs" / "supervised").glob("*/artifacts/train/data/*"))
+    assert len({w.stat().st_ino for w in trained}) == len(trained) == 4

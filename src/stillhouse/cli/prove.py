@@ -183,7 +183,7 @@ class _Runner:
         if folder.exists():
             return
         for name, key in _beginnings(recipe):
-            shared = self.folder / "shared" / key
+            shared = self.folder.parent / ".shared" / key
             if not shared.exists():
                 return
             shutil.copytree(shared, folder / "artifacts" / name, copy_function=os.link)
@@ -191,7 +191,7 @@ class _Runner:
     def lend(self, recipe: Recipe, folder: Path) -> None:
         """Keep the artifacts of the training stages for runs that begin alike."""
         for name, key in _beginnings(recipe):
-            shared = self.folder / "shared" / key
+            shared = self.folder.parent / ".shared" / key
             if not shared.exists():
                 shutil.copytree(folder / "artifacts" / name, shared, copy_function=os.link)
 
