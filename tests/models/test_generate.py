@@ -164,11 +164,13 @@ def test_training_mode_and_progress(model: CausalLM) -> None:
 
 
 @torch.no_grad()
-def test_plain_modules_are_read_without_a_cache() -> None:
+@pytest.mark.parametrize("wrapped", [False, True], ids=["with a cache", "read again for each token"])
+def test_toys_and_plain_modules_write_their_most_likely_tokens(wrapped: bool) -> None:
     torch.manual_seed(0)
-    toy = Transformer(28, 16, 1, 2, True).eval()
-    prompts = [encode_characters(t) for t in ("the cat", "nobody", "the sea")]
-    for prompt, answer in zip(prompts, generate(toy, prompts, GREEDY, seed=0), strict=True):
+    toy = Transformer(28, 16, 2, 2, True).eval()
+    prompts = [encode_characters(t) for t in ("the cat", "nobody", "the sea", "a", "the black dog runs")]
+    answers = generate(nn.Sequential(toy) if wrapped else toy, prompts, GREEDY, seed=0)
+    for prompt, answer in zip(prompts, answers, strict=True):
         text = list(prompt)
         for token in answer:
             assert token == int(toy(torch.tensor([text])).dense()[0, -1].argmax())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ from ..core.run import seed_of
 from ..core.signal import Batch, HeadLogits
 from ..data.tokens import Document, Packed
 from .hub import CausalLM
+from .toys import Transformer
+
+_CACHED = (CausalLM, Transformer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def generate(
     for part, _ in parts:
         part.eval()
     try:
-        for chosen in _batches(prompts, sampling.batch, padded=all(isinstance(part, CausalLM) for part, _ in parts)):
+        for chosen in _batches(prompts, sampling.batch, padded=all(isinstance(part, _CACHED) for part, _ in parts)):
             made = _answers([prompts[i] for i in chosen], parts, sampling, ends, points[chosen])
             for i, answer in zip(chosen, made, strict=True):
                 answers[i] = answer
@@ -177,7 +179,7 @@ class _Reader(Protocol):
 
 
 def _reader(module: nn.Module, prompts: Sequence[Sequence[int]]) -> _Reader:
-    return _Cached(module, prompts) if isinstance(module, CausalLM) else _Plain(module, prompts)
+    return _Cached(module, prompts) if isinstance(module, _CACHED) else _Plain(module, prompts)
 
 
 class _Plain:
@@ -198,9 +200,9 @@ class _Plain:
 
 
 class _Cached:
-    """A Hugging Face model with its key-value cache; prompts are padded on the left."""
+    """A model that remembers keys and values; prompts are padded on the left."""
 
-    def __init__(self, module: CausalLM, prompts: Sequence[Sequence[int]]):
+    def __init__(self, module: CausalLM | Transformer, prompts: Sequence[Sequence[int]]):
         self.module = module
         device = next(module.parameters()).device
         width = max(len(p) for p in prompts)
@@ -209,7 +211,7 @@ class _Cached:
         for row, prompt in enumerate(prompts):
             self.tokens[row, width - len(prompt) :] = torch.tensor(list(prompt), device=device)
             self.mask[row, width - len(prompt) :] = 1
-        self.cache: Any = importlib.import_module("transformers").DynamicCache(config=module.config)
+        self.cache: Any = module.cache()
 
     def read(self, tokens: Tensor | None) -> Tensor:
         if tokens is None:
@@ -217,10 +219,7 @@ class _Cached:
         else:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
             new, position = tokens[:, None], self.mask.sum(-1, keepdim=True) - 1
-        out = self.module.decoder(
-            input_ids=new, attention_mask=self.mask, position_ids=position, past_key_values=self.cache, use_cache=True
-        )
-        return self.module.project(out.last_hidden_state[:, -1]).dense()
+        return self.module.read(new, position, self.mask, self.cache).dense()
 
     def keep(self, rows: Tensor) -> None:
         rows = rows.to(self.mask.device)

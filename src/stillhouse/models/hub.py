@@ -70,6 +70,20 @@ class CausalLM(nn.Module):
         dtype = next(self.model.parameters()).dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
+    def cache(self) -> Any:
+        """An empty memory for `read`."""
+        return transformers().DynamicCache(config=self.config)
+
+    def read(self, tokens: Tensor, position: Tensor, mask: Tensor, cache: Any) -> HeadLogits:
+        """Logits `[B, V]` after the last of the new tokens `[B, n]`, whose keys and values join the cache.
+
+        mask [B, T] is 1 where there is a token, over all tokens so far; position [B, n] is of the new ones.
+        """
+        out = self.decoder(
+            input_ids=tokens, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+        )
+        return self.project(out.last_hidden_state[:, -1])
+
     def project(self, hidden: Tensor) -> HeadLogits:
         """The head's logits for hidden states `[*N, d]`."""
         head: Any = self.model.get_output_embeddings()

@@ -162,9 +162,59 @@ class Transformer(nn.Module):
             x = checkpoint(block, x, position, mask, use_reentrant=False) if again else block(x, position, mask)
         return HeadLogits(self.norm(x), self.head.weight)
 
+    def cache(self) -> KeyValues:
+        """An empty memory for `read`."""
+        return KeyValues(len(self.blocks))
+
+    def read(self, tokens: Tensor, position: Tensor, mask: Tensor, cache: KeyValues) -> HeadLogits:
+        """Logits `[B, V]` after the last of the new tokens `[B, n]`, whose keys and values join the cache.
+
+        mask [B, T] is 1 where there is a token, over all tokens so far; position [B, n] is of the new ones.
+        """
+        new, all = tokens.shape[1], mask.shape[1]
+        seen = torch.ones(new, all, dtype=torch.bool, device=mask.device).tril(all - new)
+        itself = torch.eye(new, all, dtype=torch.bool, device=mask.device).roll(all - new, 1)
+        seen = (seen & mask[:, None].bool() | itself)[:, None]  # padding sees itself: no softmax of nothing
+        x = self.embedding(tokens)
+        for block, past in zip(self.blocks, cache.blocks, strict=True):
+            x = block(x, position, seen, past)
+        return HeadLogits(self.norm(x[:, -1]), self.head.weight)
+
     def gradient_checkpointing_enable(self) -> None:
         """Keep only the blocks' inputs and compute the rest again on the way back."""
         self.checkpointing = True
+
+
+class Past:
+    """The keys and values of one block, `[2, B, heads, T, d]` in a buffer that doubles when it is full."""
+
+    def __init__(self) -> None:
+        self.buffer: Tensor | None = None
+        self.length = 0
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, with those of the new tokens, `[B, heads, n, d]`, at the end."""
+        new, begin = torch.stack([keys, values]), self.length
+        self.length += new.shape[3]
+        if self.buffer is None or self.length > self.buffer.shape[3]:
+            bigger = new.new_empty(*new.shape[:3], 2 * self.length, new.shape[4])
+            if self.buffer is not None:
+                bigger[:, :, :, :begin] = self.buffer[:, :, :, :begin]
+            self.buffer = bigger
+        self.buffer[:, :, :, begin : self.length] = new
+        return self.buffer[0, :, :, : self.length], self.buffer[1, :, :, : self.length]
+
+
+class KeyValues:
+    """What the blocks remember of a batch of texts while it is continued."""
+
+    def __init__(self, depth: int):
+        self.blocks = [Past() for _ in range(depth)]
+
+    def batch_select_indices(self, rows: Tensor) -> None:
+        """Go on with these rows only (the name that transformers' caches use)."""
+        for past in self.blocks:
+            past.buffer = None if past.buffer is None else past.buffer[:, rows]
 
 
 class Block(nn.Module):
@@ -179,10 +229,15 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(2 * width, width, bias=False)
 
-    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, T, width], position [B, T], mask [B, 1, T, T] or None for plain causal attention."""
+    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
+        """x [B, T, width], position [B, T], mask [B, 1, T, T] or None for plain causal attention.
+
+        `past` holds the keys and values of the tokens before x and takes up those of x.
+        """
         q, k, v = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
         q, k = rotate(q, position), rotate(k, position)
+        if past is not None:
+            k, v = past.extend(k, v)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x = x + self.out(attended.transpose(1, 2).flatten(-2))
         gate, value = self.up(self.before_mlp(x)).chunk(2, -1)
