@@ -69,11 +69,7 @@ def bare(path: Path) -> str:
     module = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(module):
         body = getattr(node, "body", None)
-        if (
-            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-            and body
-            and ast.get_docstring(node) is not None
-        ):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and body and ast.get_docstring(node) is not None:
             node.body = body[1:] or [ast.Pass()]
     return ast.unparse(module)
 
@@ -200,13 +196,9 @@ def test_its_classes_are_frozen_and_have_defaults(path: Path) -> None:
 def test_a_paper_holds_others_but_is_not_built_on_them(path: Path) -> None:
     papers = {f"stillhouse.methods.{p.parent.name}.{p.stem}" for p in PAPERS if p != path}
     taken = {name.rpartition(".")[2] for name in imports(path) if name.rpartition(".")[0] in papers}
-    assert all(name[:1].isupper() for name in taken), (
-        "only classes, to hold one; shared mathematics goes to objectives/"
-    )
+    assert all(name[:1].isupper() for name in taken), "only classes, to hold one; shared mathematics goes to objectives/"
     for node in classes(path):
-        assert not taken & {ast.unparse(base).split(".")[-1] for base in node.bases}, (
-            f"{node.name} extends another paper"
-        )
+        assert not taken & {ast.unparse(base).split(".")[-1] for base in node.bases}, f"{node.name} extends another paper"
 
 
 def test_no_two_papers_share_twelve_lines() -> None:

@@ -164,9 +164,7 @@ def _size(path: str, cut: Any = None) -> _Size:
     head = model.get_output_embeddings().weight.numel()
     tables = {id(p): p.numel() for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return _Size(
-        parameters - sum(tables.values()), head, parameters, config.num_hidden_layers, config.hidden_size, inner
-    )
+    return _Size(parameters - sum(tables.values()), head, parameters, config.num_hidden_layers, config.hidden_size, inner)
 
 
 def _data(recipe: Recipe, run: Run) -> tuple[int, int, int, int]:

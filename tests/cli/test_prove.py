@@ -156,9 +156,7 @@ def test_a_changed_recipe_is_run_anew(still: Still, tmp_path: Path, claim: Any) 
         ),
     ],
 )
-def test_a_proof_that_makes_no_sense_is_refused(
-    still: Still, tmp_path: Path, claim: Any, changes: Any, says: str
-) -> None:
+def test_a_proof_that_makes_no_sense_is_refused(still: Still, tmp_path: Path, claim: Any, changes: Any, says: str) -> None:
     claim(proof(**changes))
     result = still("prove", "supervised")
     assert result.exit_code == 1 and says in result.stderr

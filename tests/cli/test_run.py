@@ -36,9 +36,7 @@ def ran(result: Any) -> Any:
     return result
 
 
-def test_a_run_leaves_a_folder_that_says_everything(
-    still: Still, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_leaves_a_folder_that_says_everything(still: Still, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SECRET_TOKEN", "hunter2")
     result = ran(still("run", "hinton", *SHORT, "--seed", "3"))
     folder = tmp_path / f"{FOLDER}3"
@@ -90,9 +88,7 @@ def test_ctrl_c_stops_and_the_run_goes_on_to_the_same_bits(still: Still, tmp_pat
     args = ["run", "hinton", *SHORT, "--set=train.steps=800"]
     ran(still(*args, "--runs", "straight"))
     straight = tmp_path / f"{FOLDER}0".replace("runs/", "straight/")
-    stopped = subprocess.Popen(
-        [sys.executable, "-m", "stillhouse", *args], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    stopped = subprocess.Popen([sys.executable, "-m", "stillhouse", *args], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / f"{FOLDER}0"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and '"train"' not in read(folder / "metrics.jsonl"):
@@ -121,9 +117,7 @@ def test_an_interrupt_outside_training_names_the_run_too(still: Still, monkeypat
     monkeypatch.setattr(Classification, "__call__", interrupt)
     result = still("run", "hinton", *SHORT)
     assert result.exit_code == 130
-    assert (
-        result.stderr.splitlines()[-1] == f"stillhouse: stopped in stage 'audit'; go on with: stillhouse run {FOLDER}0"
-    )
+    assert result.stderr.splitlines()[-1] == f"stillhouse: stopped in stage 'audit'; go on with: stillhouse run {FOLDER}0"
 
 
 # -- one line each -------------------------------------------------------------------------------------------------
@@ -247,9 +241,7 @@ def test_report_is_written_again(still: Still, tmp_path: Path, monkeypatch: pyte
     refused(still("report", "nowhere"), "is not a run folder")
 
 
-@pytest.mark.skipif(
-    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
-)
+@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_refused(still: Still, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     refused(still("run", "hinton", "--scale", "smoke", "--runs", "locked/runs"), "choose another folder with --runs")

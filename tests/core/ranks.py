@@ -23,9 +23,7 @@ if __name__ == "__main__":
     method = lab.Alternating()
     for accumulate in (1, 2):
         for dtype in (torch.float32, torch.float64):
-            weights = lab.trained(
-                folder / f"run{rank}", accumulate, method=method, dtype=dtype, optim=SGD, optims=CRITIC
-            )
+            weights = lab.trained(folder / f"run{rank}", accumulate, method=method, dtype=dtype, optim=SGD, optims=CRITIC)
             torch.save(weights, folder / f"{accumulate}_{dtype}_{rank}.pt")
     try:
         scripted(Run(folder / f"run{rank}", device=torch.device("cpu")), [("student", 1.0, 1)] * (1 + rank))

@@ -52,9 +52,7 @@ def test_rows_are_ragged(run: Run):
     (torch.float32, SGD, 5e-7), (torch.float64, SGD, 1e-14), (torch.float64, ADAM, 1e-12),
 ])  # fmt: skip
 @pytest.mark.parametrize("accumulate", [2, 3, 8])
-def test_accumulation_changes_nothing(
-    tmp_path: Path, dtype: torch.dtype, optim: Optim, tolerance: float, accumulate: int
-):
+def test_accumulation_changes_nothing(tmp_path: Path, dtype: torch.dtype, optim: Optim, tolerance: float, accumulate: int):
     settings: dict[str, Any] = {"method": Alternating(), "dtype": dtype, "optim": optim, "optims": CRITIC}
     whole = lab.trained(tmp_path / "a", 1, **settings)
     split = lab.trained(tmp_path / "b", accumulate, **settings)

@@ -79,9 +79,7 @@ class StopAt:
 @pytest.mark.parametrize(("step", "name"), [
     (1, "float32"), (7, "float32"), (lab.STEPS, "float32"), (7, "bfloat16"),
 ])  # fmt: skip
-def test_stopping_anywhere_changes_nothing(
-    tmp_path: Path, straight: dict[str, tuple[bytes, str]], step: int, name: str
-):
+def test_stopping_anywhere_changes_nothing(tmp_path: Path, straight: dict[str, tuple[bytes, str]], step: int, name: str):
     run = Run(tmp_path / "run", device=torch.device("cpu"), progress=StopAt(step))
     with pytest.raises(Interrupted, match=f"after step {step} of" if step < lab.STEPS else "after stage 'train'"):
         execute(lab.RECIPES[name], run)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stillhouse.core.run import Run, RunError, content_hash, seed_of, write_atomically
+from stillhouse.core.files import content_hash, write_atomically
+from stillhouse.core.run import Run, RunError, seed_of
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from scipy import stats
 from torch import nn
 
 from language import Folders, llama
+from stillhouse.data.tokens import prompts_of
 from stillhouse.data.toys import Sentences
 from stillhouse.data.toys import encode as encode_characters
-from stillhouse.models.generate import Sampling, answered, ends_of, generate, prompts_of, rollout
+from stillhouse.models.generate import Sampling, answered, ends_of, generate, rollout
 from stillhouse.models.hub import CausalLM, load_model
 from stillhouse.models.toys import Transformer
 

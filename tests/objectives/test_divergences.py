@@ -360,9 +360,7 @@ def test_different_items_are_refused():
         ForwardKL()(torch.zeros(2, 3), torch.zeros(3, 3))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: JSD(1.5), lambda: SkewKL(1.0), lambda: SkewReverseKL(-0.1), lambda: Alpha(2.0)]
-)
+@pytest.mark.parametrize("make", [lambda: JSD(1.5), lambda: SkewKL(1.0), lambda: SkewReverseKL(-0.1), lambda: Alpha(2.0)])
 def test_parameters_outside_their_range_are_refused(make):
     with pytest.raises(ValueError, match="must be"):
         make()

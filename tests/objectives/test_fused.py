@@ -54,9 +54,7 @@ def heads(items=(3,), classes=7, width=4, dtype=torch.float64, grad=True, **opti
     hidden = torch.randn(*items, width, dtype=dtype, requires_grad=grad)
     weight = torch.randn(classes, width, dtype=dtype, requires_grad=grad)
     student = HeadLogits(hidden, weight, **options)
-    other = HeadLogits(
-        torch.randn(*items, width + 2, dtype=dtype), torch.randn(classes, width + 2, dtype=dtype), scale=0.5
-    )
+    other = HeadLogits(torch.randn(*items, width + 2, dtype=dtype), torch.randn(classes, width + 2, dtype=dtype), scale=0.5)
     return student, other
 
 
@@ -117,9 +115,7 @@ def test_float32_agrees_with_dense_logits(divergence):
         assert (found - expected).norm() < 4e-6 * expected.norm()  # both are 1 to 2e-6 away from float64
 
 
-@pytest.mark.parametrize(
-    ("user", "special"), [(SlowForwardKL(), ForwardKL()), (SlowJSD(), JSD(0.5))], ids=["kl", "jsd"]
-)
+@pytest.mark.parametrize(("user", "special"), [(SlowForwardKL(), ForwardKL()), (SlowJSD(), JSD(0.5))], ids=["kl", "jsd"])
 def test_a_users_own_divergence_equals_the_optimised_one(user, special):
     student, teacher = heads((5,), 30)
     found, expected = user(student, teacher, temperature=2.0), special(student, teacher, temperature=2.0)

@@ -28,12 +28,7 @@ def test_nan_and_infinity_under_the_mask_leak_nowhere():
 def test_empty_masks_and_empty_tensors_sum_to_zero():
     for values in (torch.ones(2, 3), torch.ones(0, 3), torch.ones(2, 0)):
         mask = torch.zeros(values.shape, dtype=torch.bool)
-        assert (
-            reduce.masked_sum(values, mask)
-            == reduce.masked_mean(values, mask)
-            == reduce.weighted_sum(values, mask)
-            == 0
-        )
+        assert reduce.masked_sum(values, mask) == reduce.masked_mean(values, mask) == reduce.weighted_sum(values, mask) == 0
         assert reduce.count(values, mask) == 0
         assert (reduce.per_sequence_mean(values, mask) == torch.zeros(values.shape[0])).all()
 

@@ -101,7 +101,7 @@ def language(folder: Path, gain: float = 0.172, gain_time: float = 0.131, stages
             finding("nll", nll["train"] - nll[other], "train", "lower", "nats/token", 0.0205, versus=other, **common)
         )
     values = {"audit": found, "samples": SAMPLES, "export": {"folder": "student"}}
-    _write(folder, recipe, values, stages_done)
+    _write(folder, recipe, values, stages_done, tokens=4096)
     _log(folder, list(recipe["stages"])[:stages_done], tokens=4096)
     lines(folder / "rejects.jsonl", [{"stage": "train", "why": "longer than 512 tokens", "row": {}}] * 14
           + [{"stage": "train", "why": "no answer to learn from", "row": {}}] * 3)  # fmt: skip
@@ -125,7 +125,7 @@ def images(folder: Path) -> Path:
     found = [finding("accuracy", value, who, "higher", "", 0.018, **common) for who, value in rows.items()]
     found += [finding("ece", 0.031, who, "lower", "", 0.008, **common) for who in ("teacher", "train", "alone")]
     found.append(finding("accuracy", 0.008, "train", "higher", "", 0.016, versus="alone", **common))
-    _write(folder, recipe, {"audit": found}, 3)
+    _write(folder, recipe, {"audit": found}, 3, tokens=0)
     _log(folder, ["train", "alone", "audit"], tokens=0)
     return folder
 
@@ -155,7 +155,7 @@ def _reliability() -> list[dict[str, Any]]:
     ]
 
 
-def _write(folder: Path, recipe: dict[str, Any], values: dict[str, Any], stages_done: int) -> None:
+def _write(folder: Path, recipe: dict[str, Any], values: dict[str, Any], stages_done: int, tokens: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "artifacts").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -170,7 +170,8 @@ def _write(folder: Path, recipe: dict[str, Any], values: dict[str, Any], stages_
     for name in list(recipe["stages"])[:stages_done]:
         data = folder / "artifacts" / name / "data"
         data.mkdir(parents=True)
-        mark: dict[str, Any] = {"name": name}
+        mark: dict[str, Any] = {"name": name, "memory": 2_910_000_000 if name in STEPS else 1_400_000_000}
+        mark["teacher_tokens"] = {"train": tokens * STEPS.get(name, 0), "audit": 61_000 if tokens else 0}.get(name, 0)
         if name in values:
             (data / "value.json").write_text(json.dumps(values[name]), encoding="utf-8")
         else:
@@ -189,11 +190,6 @@ def _log(folder: Path, stages: list[str], tokens: int) -> None:
             text = "12 lines of questions.jsonl are not JSON objects and were left out (line 4)"
             events.append({**clock, "event": "warning", "text": text})
         events += _reliability() if name == "audit" and tokens else []
-        paid = {"memory": 2_910_000_000 if name in STEPS else 1_400_000_000}
-        paid["teacher_tokens"] = (
-            tokens * STEPS.get(name, 0) if name == "train" else 61_000 if name == "audit" and tokens else 0
-        )
-        events.append({**clock, "event": "cost", "seconds": seconds, **paid})
         events.append({**clock, "event": "stage", "state": "done", "seconds": seconds})
         if name.startswith(("train", "alone")):
             end = {"train": 2.4, "alone": 2.5}.get(name, 2.55)

@@ -27,9 +27,7 @@ class Interval:
     n: int
 
 
-def bootstrap(
-    columns: Tensor, statistic: Callable[[Tensor], Tensor], *, draws: int = 2000, seed: int = 0
-) -> Interval:
+def bootstrap(columns: Tensor, statistic: Callable[[Tensor], Tensor], *, draws: int = 2000, seed: int = 0) -> Interval:
     """The interval of `statistic` of the sums of `columns` [n, k] over items.
 
     `statistic` maps sums [draws, k] to values [draws]. Items are drawn with replacement, in float64; the same seed

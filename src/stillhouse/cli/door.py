@@ -45,9 +45,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, (str, int)):
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -73,18 +71,14 @@ def _short_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.Node:
-    breaks = any(
-        c in text for c in "\x85\u2028\u2029\ufeff"
-    )  # PyYAML writes these line breaks raw and reads them as spaces
+    breaks = any(c in text for c in "\x85\u2028\u2029\ufeff")  # PyYAML writes these line breaks raw and reads them as spaces
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
 
 
 for _name, _pattern, _first in _SCALARS:
     _regex = re.compile(rf"^(?:{_pattern})$")
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_name}", _regex, [*_first, ""] if _name == "null" else [*_first]
-        )
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _regex, [*_first, ""] if _name == "null" else [*_first])
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Dumper.add_representer(list, _short_list)
 _Dumper.add_representer(str, _text)
@@ -223,9 +217,7 @@ class _Door:
     def resolve(self, use: Any, path: tuple[str, ...]) -> type:
         """The frozen dataclass that `use` names."""
         if not isinstance(use, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", use):
-            raise RecipeError(
-                f"{_dotted(path)}: `use: {use}` is not an import path like methods.classics.hinton.Hinton"
-            )
+            raise RecipeError(f"{_dotted(path)}: `use: {use}` is not an import path like methods.classics.hinton.Hinton")
         outside = use.split(".")[0] in self.allow
         module, _, name = (use if outside else f"stillhouse.{use.removeprefix('stillhouse.')}").rpartition(".")
         try:
@@ -292,9 +284,7 @@ def _hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls, include_extras=True)
     except NameError as error:
-        raise RecipeError(
-            f"{cls.__name__} is annotated with {error.name!r}, which its module does not import"
-        ) from error
+        raise RecipeError(f"{cls.__name__} is annotated with {error.name!r}, which its module does not import") from error
 
 
 def _is_spec(value: Any) -> bool:

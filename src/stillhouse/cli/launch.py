@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.files import write_atomically
 from ..core.recipe import Recipe, RecipeError, Scale
 from . import door
 from .progress import Progress
@@ -109,7 +110,6 @@ def launch(
 
 def describe(folder: Path, recipe: Recipe) -> None:
     """Write what is run and where: `recipe.yaml` and `environment.json`."""
-    from ..core.run import write_atomically
     from .machine import environment
 
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
@@ -130,7 +130,5 @@ def _device(name: str) -> Any:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RunError(
-            f"this machine has no device {name!r}; leave --device out, or see `stillhouse doctor`"
-        ) from error
+        raise RunError(f"this machine has no device {name!r}; leave --device out, or see `stillhouse doctor`") from error
     return device

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..core.files import write_atomically
 from ..core.paper import find
 from ..core.proof import Effect, Proof, Verdict, interval, verdict
 from ..core.recipe import Recipe, RecipeError, nearest, to_plain
@@ -52,7 +53,7 @@ def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | N
     """Carry out the proof of one method, print it, and write `out/ID.json`; returns what was written."""
     proof: Proof = import_module(find(name).module).proof()
     check(proof)
-    from ..core.run import Interrupted, write_atomically
+    from ..core.run import Interrupted
     from .machine import environment
 
     console.print(Text(f"{name}: {proof.claim}", "bold"))
@@ -203,9 +204,7 @@ class _Runner:
             if (f.name, f.subject) == (proof.metric, proof.subject):
                 return f.value
         there = ", ".join(sorted({f"{f.name} of {f.subject}" for f in found})) or "nothing"
-        raise ProofError(
-            f"arm {arm!r} found no {proof.metric} of {proof.subject} on the {split} split; it found {there}"
-        )
+        raise ProofError(f"arm {arm!r} found no {proof.metric} of {proof.subject} on the {split} split; it found {there}")
 
 
 def _beginnings(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from .files import content_hash, file_hash, read_lines, write_atomically
 from .teacher import Teacher
 
 
@@ -110,16 +111,7 @@ class Run:
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The lines of a JSONL file of the run; a last line that a kill cut short is left out."""
-        path = self.folder / name
-        if not path.exists():
-            return []
-        lines: list[dict[str, Any]] = []
-        for text in path.read_text(encoding="utf-8").split("\n"):  # splitlines() would cut at U+2028 inside a string
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
-        return lines
+        return read_lines(self.folder / name)
 
     def forget_metrics(self, stage: str, start: int) -> None:
         """Drop what a killed run logged for `stage` at or after step `start`: it will be logged again."""
@@ -203,27 +195,3 @@ class Run:
 
 def _row_key(why: str, row: Mapping[str, Any]) -> int:
     return seed_of(why, json.dumps(row, sort_keys=True, default=str))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never half of one."""
-    part = path.with_suffix(path.suffix + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of one file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def content_hash(folder: Path) -> str:
-    """One SHA-256 over the names and contents of all files below a folder."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        total.update(path.relative_to(folder).as_posix().encode() + b"\0" + file_hash(path).encode())
-    return total.hexdigest()

@@ -115,22 +115,21 @@ class Train:
             seconds = value["seconds"]
             run.event("resumed", step=start)
         run.forget_metrics(run.stage, start)
-        facts = {"kind": "model", "steps": run.horizon, "items": run.horizon * self.batch}
+        facts: dict[str, Any] = {"kind": "model", "steps": run.horizon, "items": run.horizon * self.batch}
         with stop_requests() as stop:
             seconds = self._fit(loop, source, run, start, seconds, stop)
             loop.close()
-            with run.artifact(run.stage, seconds=seconds, **facts) as folder:
+            with run.artifact(run.stage, seconds=seconds, **facts, **self._cost(source, run)) as folder:
                 spec.save(state.get_submodule("student").eval(), folder, run)
             run.drop_checkpoints()
-        run.event("cost", **self._cost(source, run, seconds))
         if stop.is_set():  # asked during the last step or while saving
             raise Interrupted(f"stopped after stage {run.stage!r}; go on with: stillhouse run {run.folder}")
 
-    def _cost(self, source: Any, run: Run, seconds: float) -> dict[str, float]:
-        """Seconds in steps, peak bytes so far, and tokens read if the data are counted in tokens."""
+    def _cost(self, source: Any, run: Run) -> dict[str, int]:
+        """Peak bytes so far, and tokens read if the data are counted in tokens."""
         tokens = getattr(source, "tokens", 0) * run.horizon * self.batch / len(source)
         asked = round(tokens) if self.method.needs else 0
-        return {"seconds": seconds, "memory": peak_memory(run.device), "tokens": round(tokens), "teacher_tokens": asked}
+        return {"memory": peak_memory(run.device), "tokens": round(tokens), "teacher_tokens": asked}
 
     def _planned(self, run: Run) -> int:
         if self.seconds_of is None or self.speed_of is None:

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 from ..core.run import Run, RunError
 from .tables import Row
 from .tokens import Document, Packed, encode_prompt, pack
 
 END = 0  # the byte that ends a document
-CLASSES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +29,15 @@ class StandardLibrary:
     train: int = 4000  # docstrings
     valid: int = 200
     test: int = 400
+    classes: ClassVar[int | None] = 128
 
     def load(self, run: Run) -> Mapping[str, Packed]:
         """The packed splits; a module's docstrings are all in one of them."""
         return {name: self._pack(texts) for name, texts in self._texts().items()}
+
+    def prompts(self, run: Run) -> dict[str, list[list[int]]]:
+        """The first bytes of every docstring."""
+        return {name: packed.prompts() for name, packed in self.load(run).items()}
 
     def rows(self, run: Run) -> dict[str, list[Row]]:
         """The splits as rows with a `text`."""
@@ -50,7 +55,7 @@ class StandardLibrary:
                 tokens = [*text.encode(), END]
                 yield Document(tokens, [True] * len(tokens), number)
 
-        return pack(documents(), self.length, CLASSES)
+        return pack(documents(), self.length, self.classes)
 
 
 @lru_cache(maxsize=1)
@@ -112,6 +117,7 @@ class LibraryQuestions:
     valid: int = 8
     test: int = 40
     length: int = 256  # tokens in a packed row, once there are answers
+    classes: ClassVar[int | None] = None  # the tokenizer's
 
     def rows(self, run: Run) -> dict[str, list[Row]]:
         """The splits as rows with a `prompt`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class Packed:
         """Tokens whose loss counts."""
         return sum(sum(d.counts[1:]) for row in self.rows for d in row)
 
+    def prompts(self) -> list[list[int]]:
+        """The prompt of every document, see `prompts_of`."""
+        return prompts_of(self.batch(range(len(self)), 0))
+
     def batch(self, items: Sequence[int], epoch: int) -> Batch:
         """inputs tokens/position/document [B, T], labels and weight [B, T], example [B, T] (-1 is padding).
 
@@ -73,6 +77,22 @@ class Packed:
                 at += n
         inputs: dict[str, Tensor] = {k: tables[k] for k in ("tokens", "position", "document")}
         return {"inputs": inputs, "labels": tables["labels"], "weight": weight, "example": tables["example"]}
+
+
+def prompts_of(batch: Batch, *, opening: int = 8) -> list[list[int]]:
+    """The prompts of a packed language batch: each document up to where its counted tokens begin.
+
+    A document in which all tokens count has no prompt; its first `opening` tokens serve as one.
+    """
+    found: list[list[int]] = []
+    tokens, number, weight = batch["inputs"]["tokens"], batch["inputs"]["document"], batch["weight"]
+    for row in range(len(tokens)):
+        for document in range(int(number[row].max()) + 1):
+            here = number[row] == document
+            ids, counts = tokens[row][here].tolist(), (weight[row][here] > 0).tolist()
+            begin = counts.index(True) + 1 if True in counts else len(ids)
+            found.append(ids[: opening if begin == 1 else begin])
+    return found
 
 
 def pack(documents: Iterable[Document], length: int, classes: int | None = None) -> Packed:
@@ -112,6 +132,7 @@ class Text:
     valid: float = 0.05  # share of the rows held out to choose
     test: float = 0.05  # share of the rows held out to judge
     limit: int | None = None  # use at most so many rows
+    classes: ClassVar[int | None] = None  # the tokenizer's
 
     def load(self, run: Run) -> Mapping[str, Packed]:
         """The packed splits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -76,6 +77,7 @@ class Sentences:
 
     length: int = 96  # tokens in a packed row
     train: int = 160  # sentences; the rest is split between `valid` and `test`
+    classes: ClassVar[int | None] = len(ALPHABET)
 
     def load(self, run: Run) -> Mapping[str, Packed]:
         """The packed splits, the same for every seed of the run."""
@@ -85,13 +87,17 @@ class Sentences:
         parts = {"train": slice(0, self.train), "valid": slice(self.train, half), "test": slice(half, None)}
         return {name: self._pack(sentences[part]) for name, part in parts.items()}
 
+    def prompts(self, run: Run) -> dict[str, list[list[int]]]:
+        """Who does something, as tokens."""
+        return {name: packed.prompts() for name, packed in self.load(run).items()}
+
     def _pack(self, sentences: Sequence[tuple[str, str]]) -> Packed:
         def documents() -> Iterator[Document]:
             for number, (prompt, answer) in enumerate(sentences):
                 counts = [False] * len(prompt) + [True] * len(answer)
                 yield Document(encode(prompt + answer), counts, number)
 
-        return pack(documents(), self.length, classes=len(ALPHABET))
+        return pack(documents(), self.length, self.classes)
 
 
 def encode(text: str) -> list[int]:

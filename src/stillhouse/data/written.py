@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.files import read_lines
 from ..core.run import Run
 from .tables import Row
 from .tokens import Document, Packed, pack
@@ -30,8 +30,8 @@ class Written:
         folder = run.path(self.stage)
         splits = {}
         for path in sorted(folder.glob("*.jsonl")):
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            splits[path.stem] = pack((self._document(line) for line in lines), length, run.done(self.stage)["classes"])  # type: ignore[index]
+            lines = read_lines(path)
+            splits[path.stem] = pack((self._document(line) for line in lines), length, self.base.classes)
         rest = {} if {"train", "valid", "test"} <= splits.keys() else self.base.load(run)
         return {**rest, **splits}
 

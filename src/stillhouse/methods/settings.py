@@ -55,9 +55,7 @@ def language(
     big = pick(scale, smoke=TinyLM(width=32), small=TinyLM(width=128, depth=4, heads=4), paper=TinyLM())
     batch = pick(scale, smoke=8, small=16, paper=0)
     optim = Optim(lr=pick(scale, smoke=1e-2, small=2e-3, paper=lr))
-    audit = HeldOutText(
-        versus=("start",), precision="float32", batch=16, draws=pick(scale, smoke=200, small=2000, paper=0)
-    )
+    audit = HeldOutText(versus=("start",), precision="float32", batch=16, draws=pick(scale, smoke=200, small=2000, paper=0))
     return Recipe(
         id=id,
         student=pick(scale, smoke=TinyLM(width=16, depth=1), small=TinyLM(width=48, depth=2), paper=TinyLM()),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.engine import to_device
 from ..core.run import seed_of
 from ..core.signal import Batch, HeadLogits
-from ..data.tokens import Document, Packed
+from ..data.tokens import Document, Packed, prompts_of
 from .hub import CausalLM
 from .toys import Transformer
 
@@ -237,22 +237,6 @@ def rollout(
     prompts, examples = prompts_of(batch), _first_of_documents(batch["example"], batch)
     answers = generate(module, prompts, sampling, seed=seed, keys=examples, mix=mix)
     return to_device(answered(prompts, answers), batch["labels"].device)
-
-
-def prompts_of(batch: Batch, *, opening: int = 8) -> list[list[int]]:
-    """The prompts of a packed language batch: each document up to where its counted tokens begin.
-
-    A document in which all tokens count has no prompt; its first `opening` tokens serve as one.
-    """
-    found: list[list[int]] = []
-    tokens, number, weight = batch["inputs"]["tokens"], batch["inputs"]["document"], batch["weight"]
-    for row in range(len(tokens)):
-        for document in range(int(number[row].max()) + 1):
-            here = number[row] == document
-            ids, counts = tokens[row][here].tolist(), (weight[row][here] > 0).tolist()
-            begin = counts.index(True) + 1 if True in counts else len(ids)
-            found.append(ids[: opening if begin == 1 else begin])
-    return found
 
 
 def _first_of_documents(values: Tensor, batch: Batch) -> list[int]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.run import Run, RunError, file_hash
+from ..core.files import file_hash
+from ..core.run import Run, RunError
 from ..core.signal import HeadLogits
 
 if TYPE_CHECKING:

@@ -169,9 +169,7 @@ def _check_llama(module: CausalLM) -> None:
     layer = layers_of(module)[0]
     extra = [n for n, p in layer.named_parameters() if not n.startswith(_LLAMA)]
     if extra or not hasattr(layer, "mlp") or not hasattr(layer.mlp, "gate_proj"):
-        raise RunError(
-            f"width and ffn cut Llama-like models only, not {type(module.model).__name__}; cut layers instead"
-        )
+        raise RunError(f"width and ffn cut Llama-like models only, not {type(module.model).__name__}; cut layers instead")
 
 
 @torch.no_grad()
@@ -188,9 +186,7 @@ def busiest(
     heads = config.num_attention_heads
     if width is not None and width % heads:  # transformers refuses to save or load such a configuration
         near = [k for k in (width // heads * heads, -(-width // heads) * heads) if k]
-        raise RunError(
-            f"width must be a multiple of the {heads} heads: take {' or '.join(map(str, near))}, not {width}"
-        )
+        raise RunError(f"width must be a multiple of the {heads} heads: take {' or '.join(map(str, near))}, not {width}")
     stream = torch.zeros(config.hidden_size)
     inner = {i: torch.zeros(config.intermediate_size) for i in kept}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..core.files import read_lines
 from ..core.paper import catalogue
 from ..core.recipe import RecipeError
 from ..core.report import Cost, Figure, Finding, Report, StageState
@@ -41,10 +42,10 @@ def read(folder: Path | str) -> Report:
     values = {n: _json(folder / "artifacts" / n / "data" / "value.json") for n in dict.fromkeys([*planned, *found])}
     rows = [row for value in values.values() if isinstance(value, list) for row in value if isinstance(row, dict)]
     findings = tuple(_build(Finding, row) for row in rows if {"name", "value", "subject"} <= row.keys())
-    events, metrics = _lines(folder / "events.jsonl"), _lines(folder / "metrics.jsonl")
+    events, metrics = read_lines(folder / "events.jsonl"), read_lines(folder / "metrics.jsonl")
     language = _language(recipe, findings)
     stages = tuple(_stage(folder, name, recipe, events, metrics, language) for name in planned or found)
-    reasons = Counter(str(row.get("why", "no reason given")) for row in _lines(folder / "rejects.jsonl"))
+    reasons = Counter(str(row.get("why", "no reason given")) for row in read_lines(folder / "rejects.jsonl"))
     drawn = [_build(Figure, row) for row in rows if {"title", "x", "y", "series"} <= row.keys()]
     return Report(
         recipe=recipe,
@@ -54,7 +55,7 @@ def read(folder: Path | str) -> Report:
         findings=findings,
         figures=_merged([*drawn, *_reliability(events)]),
         curves=tuple(_curves(metrics, stages, language)),
-        costs=tuple(_costs(events, stages)),
+        costs=tuple(_costs(folder, events, stages)),
         samples=tuple(row for row in rows if "prompt" in row),
         rejects=dict(reasons.most_common()),
         environment=_json(folder / "environment.json") or {},
@@ -90,17 +91,6 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that a kill cut short is left out."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def _language(recipe: Mapping[str, Any], findings: tuple[Finding, ...]) -> bool:
     """Known from what was measured, or, as long as nothing was, from the audit that is planned."""
     planned = any(str(part.get("use", "")).startswith("audits.language.") for part in walk(recipe))
@@ -112,6 +102,10 @@ def _build(kind: type, row: Mapping[str, Any]) -> Any:
     return kind(**known | ({"value": math.nan} if known.get("value", 0) is None else {}))
 
 
+def _mark(folder: Path, name: str) -> dict[str, Any] | None:
+    return _json(folder / "artifacts" / name / "done.json")
+
+
 def _stage(
     folder: Path,
     name: str,
@@ -121,7 +115,7 @@ def _stage(
     language: bool,
 ) -> StageState:
     spec = (recipe.get("stages") or {}).get(name) or {}
-    done = _json(folder / "artifacts" / name / "done.json")
+    done = _mark(folder, name)
     begun = any(e.get("stage") == name and e.get("event") == "stage" for e in events)
     steps = max((m["step"] + 1 for m in metrics if m.get("stage") == name), default=None)
     counted = sum(m.get("student/count", 0) for m in metrics if m.get("stage") == name)
@@ -138,18 +132,18 @@ def _stage(
     )
 
 
-def _costs(events: list[dict[str, Any]], stages: tuple[StageState, ...]) -> Iterator[Cost]:
+def _costs(folder: Path, events: list[dict[str, Any]], stages: tuple[StageState, ...]) -> Iterator[Cost]:
     for stage in stages:
         own = [e for e in events if e.get("stage") == stage.name]
-        paid = [e for e in own if e.get("event") == "cost"]
+        paid = _mark(folder, stage.name) or {}
         timed = sum(e.get("seconds", 0.0) for e in own if e.get("event") == "stage")
         if own or stage.seconds:
             yield Cost(
                 stage=stage.name,
                 seconds=max(timed, stage.seconds or 0.0),  # a killed part has no end; its steps are in `stage.seconds`
-                tokens=sum(e.get("tokens", 0) for e in paid) or stage.items or 0,
-                memory=max((e.get("memory", 0) for e in paid), default=0),
-                teacher_tokens=sum(e.get("teacher_tokens", 0) for e in paid),
+                tokens=paid.get("tokens") or stage.items or 0,
+                memory=paid.get("memory", 0),
+                teacher_tokens=paid.get("teacher_tokens", 0),
             )
 
 

@@ -11,11 +11,12 @@ import torch
 from stillhouse.core.engine import Loop, fit
 from stillhouse.core.optim import Optim
 from stillhouse.core.run import seed_of
+from stillhouse.data.tokens import prompts_of
 from stillhouse.methods.classics import gkd
 from stillhouse.methods.classics.gkd import GKD
 from stillhouse.methods.language.taid import TAID
 from stillhouse.models.call import logits_of
-from stillhouse.models.generate import Sampling, prompts_of, rollout
+from stillhouse.models.generate import Sampling, rollout
 from stillhouse.objectives.divergences import JSD, ForwardKL, ReverseKL
 from toylanguage import gradient, toy, update
 

@@ -21,7 +21,7 @@ from stillhouse.data.toys import Sentences
 from stillhouse.data.written import Written
 from stillhouse.methods.classics import seqkd
 from stillhouse.methods.classics.seqkd import Write
-from stillhouse.models.generate import Sampling, prompts_of
+from stillhouse.models.generate import Sampling
 from stillhouse.models.hub import HubLM
 from stillhouse.models.toys import TinyLM
 from stillhouse.teachers.local import LocalLM
@@ -51,13 +51,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_every_prompt_is_answered_once(finished: Any) -> None:
     source = finished.sources()["train"]
-    prompts = prompts_of(source.batch(range(len(source)), 0))
+    prompts = source.prompts()
     lines = written(finished)
     assert [line["example"] for line in lines] == list(range(len(prompts)))
     assert [line["prompt"] for line in lines] == prompts
     assert all(len(line["answer"]) == 6 for line in lines)  # this toy teacher has no end token
-    (cost,) = [e for e in finished.read("events.jsonl") if e["event"] == "cost"]
-    assert cost["teacher_tokens"] == sum(len(line["prompt"]) + 6 for line in lines)
+    assert finished.done("write")["teacher_tokens"] == sum(len(line["prompt"]) + 6 for line in lines)
     assert not (finished.folder / "state" / "write").exists()
 
 

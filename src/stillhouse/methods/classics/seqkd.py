@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...core.files import read_lines, write_atomically
 from ...core.paper import Paper
 from ...core.proof import Proof
 from ...core.recipe import Recipe, Scale, pick
-from ...core.run import Interrupted, Run, seed_of, write_atomically
+from ...core.run import Interrupted, Run, seed_of
 from ...core.signal import Kind
 from ...core.stage import stop_requests
 from ...data.written import Written
-from ...models.generate import Sampling, generate, prompts_of
+from ...models.generate import Sampling, generate
 from ..settings import language
 from .supervised import Supervised
 
@@ -57,25 +58,24 @@ class Write:
     def __call__(self, run: Run) -> None:
         """The artifact holds one file per split: `{"example", "prompt", "answer"}` a line, in tokens."""
         teacher: Any = run.teacher
+        prompts = self.data.prompts(run)
         jobs = {
-            split: [
-                (i, p) for i, p in enumerate(prompts[: self.limit]) for _ in range(self.each if split == "train" else 1)
-            ]
-            for split, prompts in self._prompts(run).items()
+            split: [(i, p) for i, p in enumerate(prompts[split][: self.limit]) for _ in range(self._each(split))]
+            for split in self.splits
         }
         total, done, began = sum(map(len, jobs.values())), 0, time.monotonic()
         parts = run.folder / "state" / run.stage
         parts.mkdir(parents=True, exist_ok=True)
-        with stop_requests() as stop, run.artifact(run.stage, kind="text", classes=self._classes(run)) as folder:
-            for split, prompts in jobs.items():
-                prompts.sort(key=lambda job: (len(job[1]), job[0]))  # answers of like length leave a batch together
-                lines: list[str] = []
-                for begin in range(0, len(prompts), self.sampling.batch):
-                    chosen = prompts[begin : begin + self.sampling.batch]
+        made: dict[str, list[dict[str, Any]]] = {split: [] for split in jobs}
+        with stop_requests() as stop:
+            for split, asked in jobs.items():
+                asked.sort(key=lambda job: (len(job[1]), job[0]))  # answers of like length leave a batch together
+                for begin in range(0, len(asked), self.sampling.batch):
+                    chosen = asked[begin : begin + self.sampling.batch]
                     path = parts / f"{split}_{begin:08d}.jsonl"
                     if not path.exists():
                         self._answer(chosen, teacher.module, run, path, (split, begin))
-                    lines += path.read_text(encoding="utf-8").splitlines()
+                    made[split] += read_lines(path)
                     done += len(chosen)
                     if run.progress is not None:
                         run.progress.update(run.stage, done, total, {}, time.monotonic() - began)
@@ -83,9 +83,11 @@ class Write:
                         raise Interrupted(
                             f"stopped after {done} of {total} answers; go on with: stillhouse run {run.folder}"
                         )
-                lines.sort(key=lambda line: json.loads(line)["example"])
-                (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            run.event("cost", tokens=0, teacher_tokens=self._tokens(folder))
+        tokens = sum(len(line["prompt"]) + len(line["answer"]) for each in made.values() for line in each)
+        with run.artifact(run.stage, kind="text", teacher_tokens=tokens) as folder:
+            for split, each in made.items():
+                text = "".join(json.dumps(line) + "\n" for line in sorted(each, key=lambda line: line["example"]))
+                (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
         run.drop_checkpoints()
 
     def _answer(
@@ -99,23 +101,8 @@ class Write:
         ]
         write_atomically(path, "\n".join(lines) + "\n")
 
-    def _prompts(self, run: Run) -> dict[str, list[list[int]]]:
-        if hasattr(self.data, "prompts"):
-            found = self.data.prompts(run)
-            return {name: found[name] for name in self.splits}
-        sources = run.sources(self.data)
-        return {name: prompts_of(sources[name].batch(range(len(sources[name])), 0)) for name in self.splits}
-
-    def _classes(self, run: Run) -> int | None:
-        return None if hasattr(self.data, "prompts") else run.sources(self.data)["train"].classes
-
-    def _tokens(self, folder: Path) -> int:
-        lines = [
-            json.loads(line)
-            for path in folder.glob("*.jsonl")
-            for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-        return sum(len(line["prompt"]) + len(line["answer"]) for line in lines)
+    def _each(self, split: str) -> int:
+        return self.each if split == "train" else 1
 
 
 def recipe(scale: Scale = "small") -> Recipe:
