@@ -125,7 +125,7 @@ def proof() -> Proof:
         metric="reverse_kl",
         better="lower",
         beats=("alone",),
-        tune={"train.optim.lr": (1e-3, 3e-3, 1e-2)},
+        tune={"train.optim.lr": (3e-3, 1e-2, 3e-2)},
         minutes=30.0,
         note="600 rollouts with two gradient steps each against 1,200 gradient steps on the text.",
     )

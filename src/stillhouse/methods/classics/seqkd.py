@@ -131,7 +131,7 @@ def proof() -> Proof:
         metric="reverse_kl",
         better="lower",
         beats=("alone",),
-        tune={"train.optim.lr": (1e-3, 3e-3, 1e-2)},
+        tune={"train.optim.lr": (3e-3, 1e-2, 3e-2)},
         minutes=20.0,
         note="reverse_kl is KL(student || teacher) on held-out docstrings; the teacher's own text is what the student"
         " imitates, so its distance to the teacher is the paper's aim.",

@@ -106,7 +106,7 @@ def proof() -> Proof:
         metric="nll",
         better="lower",
         beats=("alone", "forward_kl"),
-        tune={"train.optim.lr": (1e-3, 3e-3, 1e-2)},
+        tune={"train.optim.lr": (3e-3, 1e-2, 3e-2)},
         minutes=20.0,
         note="TAID with t_start = 1 is cross-entropy with the teacher, whose gradient is that of forward KL.",
     )
