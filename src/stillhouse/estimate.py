@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from .cli.machine import free_memory, size
 from .core.recipe import Recipe
 from .core.run import Run, RunError, best_device
 from .core.stage import Audit, Train
@@ -30,10 +31,11 @@ class Plan:
     rows: int  # training rows
     tokens: int  # training tokens, padding left out
     targets: int  # of which count
-    step_seconds: float  # of a distilling step
-    alone_seconds: float  # of a step without the teacher
-    other_seconds: float  # writing, auditing
-    steps: int
+    steps: int  # of the stage `train`
+    step_seconds: float  # of one of them
+    training_seconds: float  # of all training stages but the teacher's
+    other_seconds: float  # adapting the teacher, writing, auditing
+    arms: int  # training stages, the teacher's left out
     memory: float  # peak bytes
     disk: float  # bytes
     teacher_tokens: int
@@ -43,7 +45,16 @@ class Plan:
     @property
     def minutes(self) -> float:
         """The whole run."""
-        return (self.steps * (2 * self.step_seconds + self.alone_seconds) + self.other_seconds) / 60
+        return (self.training_seconds + self.other_seconds) / 60
+
+    @staticmethod
+    def knows(recipe: Recipe) -> bool:
+        """Whether `of` can say something about this recipe: it must train a language model from a path."""
+        from .models.hub import HubLM
+        from .models.shrink import Shrink
+
+        trains = isinstance(recipe.stages.get("train"), Train)
+        return trains and "teacher" in recipe.teachers and isinstance(recipe.student, HubLM | Shrink)
 
     @staticmethod
     def of(recipe: Recipe) -> Plan:
@@ -67,14 +78,20 @@ class Plan:
         adapted = [s.steps for n, s in recipe.stages.items() if n == "adapt"]
         adapting = sum(adapted) * per_step * 6 * (big.body + big.head * share) / speed
         micro = per_step / train.accumulate
+        training: dict[str, float] = {}
+        for name, stage in recipe.stages.items():
+            if isinstance(stage, Train) and name != "adapt":
+                each = _drawing(stage, big, small) / (speed / EFFICIENCY * DECODING)
+                each += both if stage.method.needs else alone
+                training[name] = training[stage.seconds_of] if stage.seconds_of else stage.steps * each
         activations = micro * small.layers * (20 * small.width + 8 * small.inner) * 2
         state = small.parameters * (2 + 4 + 8 + 4) if train.precision == "bfloat16" else small.parameters * 16
-        arms = sum(isinstance(s, Train) for s in recipe.stages.values())
         return Plan(
             student=small.parameters, teacher=big.parameters, rows=rows, tokens=tokens, targets=targets,
-            step_seconds=both, alone_seconds=alone, other_seconds=writing + audit + adapting, steps=train.steps,
+            steps=train.steps, step_seconds=training["train"] / train.steps, training_seconds=sum(training.values()),
+            other_seconds=writing + audit + adapting, arms=len(training),
             memory=0.7 * GIB + 2 * big.parameters + state + activations + 0.35 * GIB,
-            disk=arms * 2 * small.parameters + 14 * small.parameters,
+            disk=(len(training) + len(adapted)) * 2 * small.parameters + 14 * small.parameters,
             teacher_tokens=int(train.steps * per_step + written), free_memory=_free_memory(device), device=str(device),
         )  # fmt: skip
 
@@ -83,7 +100,7 @@ class Plan:
         train = recipe.stages["train"]
         steps = math.ceil(2 * self.rows / train.batch)
         if minutes is not None:
-            per_step = 2 * self.step_seconds + self.alone_seconds
+            per_step = self.training_seconds / self.steps
             steps = int((60 * minutes - self.other_seconds) / per_step)
             if steps < 5:
                 least = (self.other_seconds + 5 * per_step) / 60
@@ -98,9 +115,13 @@ class Plan:
         """RunError if the machine's memory cannot hold it."""
         if self.memory > self.free_memory:
             raise RunError(
-                f"this needs about {self.memory / GIB:.1f} GiB of memory and {self.free_memory / GIB:.1f} GiB are free: "
+                f"this needs about {size(self.memory)} of memory and {size(self.free_memory)} are free: "
                 "take a smaller student, shorter rows (--length) or --set train.checkpointing=true"
             )
+
+    def _beside(self) -> str:
+        others = self.arms - 1
+        return f", and {others} arm{'s' if others > 1 else ''} to compare with" if others else ""
 
     def __str__(self) -> str:
         return "\n".join(
@@ -108,13 +129,24 @@ class Plan:
                 f"teacher   {self.teacher / 1e6:,.1f} M parameters",
                 f"student   {self.student / 1e6:,.1f} M parameters, {self.student / self.teacher:.0%} of the teacher",
                 f"data      {self.tokens:,} training tokens in {self.rows:,} rows, {self.targets:,} of them to predict",
-                f"steps     {self.steps:,}, about {self.step_seconds:.1f} s each, and two arms without the teacher",
+                f"steps     {self.steps:,}, about {self.step_seconds:.1f} s each{self._beside()}",
                 f"time      about {_minutes(self.minutes)} in all, on {self.device}",
-                f"memory    about {self.memory / GIB:.1f} GiB at the peak, {self.free_memory / GIB:.1f} GiB free",
-                f"disk      about {self.disk / GIB:.1f} GiB",
+                f"memory    about {size(self.memory)} at the peak, {size(self.free_memory)} free",
+                f"disk      about {size(self.disk)}",
                 f"teacher   reads about {self.teacher_tokens:,} tokens",
             )
         )
+
+
+def _drawing(stage: Train, big: _Size, small: _Size) -> float:
+    """Floating-point operations of the answers that one step draws from student (and teacher, if it mixes them)."""
+    method: Any = stage.method
+    sampling = getattr(method, "sampling", None)
+    if sampling is None:
+        return 0.0
+    readers = [small, big] if getattr(method, "mix", 0.0) else [small]
+    tokens = stage.batch * sampling.max_new / 2 * getattr(method, "on_policy", 1.0)
+    return tokens * sum(2 * (size.body + size.head) for size in readers)
 
 
 def _minutes(minutes: float) -> str:
@@ -201,7 +233,7 @@ def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(5):
         began = time.perf_counter()
         for _ in range(4):
-            a @ b
+            torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = max(best, 8 * 1024**3 / (time.perf_counter() - began))
@@ -209,10 +241,4 @@ def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _free_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return math.inf
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()

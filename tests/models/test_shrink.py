@@ -14,8 +14,8 @@ from stillhouse.core.recipe import to_plain
 from stillhouse.core.run import RunError
 from stillhouse.core.stage import Subjects
 from stillhouse.data.toys import Sentences
-from stillhouse.models.hub import HubLM, load_model
-from stillhouse.models.shrink import Shrink, influential_layers, layers_of, shrink_of
+from stillhouse.models.hub import HubLM, layers_of, load_model
+from stillhouse.models.shrink import Shrink, influential_layers, shrink_of
 
 TOKENS = torch.arange(3, 23).view(2, 10)
 

@@ -187,18 +187,19 @@ def distil(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="start without asking")] = False,
 ) -> None:
     """Distil your own teacher into your own student on your own data."""
-    asked = dict(
-        method=method, steps=steps, minutes=minutes, batch=batch, length=length, column=column, adapt=adapt,
+    asked: dict[str, Any] = dict(
+        teacher=teacher, student=student, data=data, method=method,
+        steps=steps, minutes=minutes, batch=batch, length=length, column=column, adapt=adapt,
         seed=seed or 0, settings=settings or (),
     )  # fmt: skip
-    needed = stillhouse.plan(teacher, student, data, **asked)
+    needed = stillhouse.plan(**asked)
     typer.echo(str(needed))
     if context.info_name == "plan":
         return
     needed.check()
     if not yes and sys.stdin.isatty() and not typer.confirm("Start?", default=True):
         raise typer.Exit(1)
-    _finished(stillhouse.distil(teacher, student, data, out, runs=runs, progress=_progress("tokens"), **asked))
+    _finished(stillhouse.distil(**asked, out=out, runs=runs, progress=_progress("tokens")))
     typer.echo(f"student: {out}")
 
 
@@ -229,15 +230,18 @@ def run(
     recipe = door.override(launch.find(what, scale, allow=allowed), settings or (), allow=allowed)
     if seed is not None:
         recipe = recipe.set("seed", seed)
+    _planned(recipe)
     _finished(launch.launch(recipe, runs=runs, device=device, progress=_progress(launch.unit_of(recipe))))
 
 
 @app.command(rich_help_panel=DO)
 def demo(runs: Runs = Path("runs")) -> None:
     """Distil a real language model on this machine, in minutes."""
-    from .demo import demo
+    from . import launch
+    from .demo import recipe
 
-    _finished(demo(runs=runs, progress=_progress("tokens")))
+    _planned(recipe())
+    _finished(launch.launch(recipe(), runs=runs, progress=_progress("tokens")))
 
 
 # -- look at what came out -----------------------------------------------------------------------------------------
@@ -277,6 +281,16 @@ def prove(
 
     for name in names:
         proving.prove(name, runs=runs, out=out, device=device, console=console())
+
+
+def _planned(recipe: Any) -> None:
+    """Say what a run will take, where that can be told; one line and out if the memory cannot hold it."""
+    from ..estimate import Plan
+
+    if Plan.knows(recipe):
+        needed = Plan.of(recipe)
+        typer.echo(str(needed))
+        needed.check()
 
 
 def _progress(unit: str) -> Progress:

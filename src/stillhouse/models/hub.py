@@ -113,6 +113,14 @@ class CausalLM(nn.Module):
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
+def layers_of(module: CausalLM) -> nn.ModuleList:
+    """The decoder's layers; RunError if the architecture hides them."""
+    layers = getattr(module.decoder, "layers", getattr(module.decoder, "h", None))
+    if not isinstance(layers, nn.ModuleList):
+        raise RunError(f"cannot find the layers of {type(module.model).__name__}; give a student of its own")
+    return layers
+
+
 def document_mask(document: Tensor) -> Tensor | None:
     """Who may look at whom, `[B, 1, T, T]`: earlier tokens of the same document. None if plain causal is the same.
 

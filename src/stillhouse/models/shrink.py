@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.engine import to_device
 from ..core.run import Run, RunError
-from .hub import CausalLM, HubLM, StageLM, save_model
+from .heal import healed
+from .hub import CausalLM, HubLM, StageLM, layers_of, save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+HEALED = "healed.safetensors"  # of the artifact `cut`: down-projections by layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +33,8 @@ class Shrink:
     Layers: `influence` drops, one at a time, the layer whose output is most like its input (mean cosine similarity of
     the residual stream over tokens, as in ShortGPT, Men et al. 2024, arXiv 2403.03853), measuring again after each
     drop; `even` keeps evenly spaced layers, first and last included. Channels and neurons: those of largest mean
-    absolute activation. The choice is written to the run as artifact `cut`, so that every arm gets the same student.
+    absolute activation. Where layers of a Llama-like model are dropped, those in front of a gap are then fitted to close
+    it (see `heal`). Choice and fit are kept in the run as artifact `cut`, so that every arm gets the same student.
     """
 
     of: HubLM | StageLM
@@ -37,11 +44,17 @@ class Shrink:
     choose: Literal["influence", "even"] = "influence"
     keep: tuple[int, ...] = ()  # the layers to keep, instead of choosing
     rows: int = 3  # training rows that the choice looks at
+    heal: int = 32  # training rows that the layers in front of gaps are fitted on; 0: no fit
 
     def build(self, run: Run) -> CausalLM:
         """The cut model, untrained."""
         module = self.of.build(run)
-        cut = self._cut(module, run)
+        if not run.done("cut"):
+            self._cut(module, run)
+        cut = run.load_json("cut")
+        layers: Any = layers_of(module)
+        for name, weight in load_file(run.path("cut") / HEALED).items():
+            layers[int(name)].mlp.down_proj.weight.data.copy_(weight)
         keep_layers(module, cut["layers"])
         if cut["channels"] is not None or cut["neurons"] is not None:
             narrow(module, cut["channels"], cut["neurons"])
@@ -59,42 +72,39 @@ class Shrink:
         """The tokenizer of the model it is cut from."""
         return self.of.tokenizer(run)
 
-    def _cut(self, module: CausalLM, run: Run) -> dict[str, Any]:
-        if run.done("cut"):
-            return run.load_json("cut")
+    def _cut(self, module: CausalLM, run: Run) -> None:
+        """Choose, fit, and write both down."""
         depth = len(layers_of(module))
         wanted = len(self.keep) or (depth if self.layers is None else self.layers)
         if not 1 <= wanted <= depth:
             raise RunError(f"cannot keep {wanted} of {depth} layers")
         if len(set(self.keep)) < len(self.keep) or any(not 0 <= k < depth for k in self.keep):
             raise RunError(f"keep names layers from 0 to {depth - 1}, each once, not {'+'.join(map(str, self.keep))}")
-        inputs: list[dict[str, Tensor]] = []
         narrower = self.width is not None or self.ffn is not None
-        if narrower or (wanted < depth and not self.keep and self.choose == "influence"):
-            source = run.sources()["train"]
-            items = range(min(self.rows, len(source)))
-            inputs = [to_device(source.batch([i], 0)["inputs"], run.device) for i in items]
-            module.to(run.device).eval()
+        heals = wanted < depth and self.heal > 0 and is_llama(module)
+        looks = heals or narrower or (wanted < depth and not self.keep and self.choose == "influence")
+        inputs = self._inputs(run) if looks else []
+        module.to(run.device).eval()
         if self.keep:
             kept = sorted(self.keep)
         elif self.choose == "even" or wanted == depth:
             kept = [round(i * (depth - 1) / max(1, wanted - 1)) for i in range(wanted)]
         else:
-            kept = influential_layers(module, inputs, wanted)
+            kept = influential_layers(module, inputs[: self.rows], wanted)
         channels = neurons = None
         if narrower:
-            channels, neurons = busiest(module, inputs, kept, self.width, self.ffn)
-        cut = {"layers": kept, "channels": channels, "neurons": neurons}
-        run.save_json("cut", cut, kind="cut")
-        return cut
+            channels, neurons = busiest(module, inputs[: self.rows], kept, self.width, self.ffn)
+        weights = healed(module, kept, inputs[: self.heal]) if heals else {}
+        with run.artifact("cut", kind="cut") as folder:
+            save_file({str(k): w.cpu().contiguous() for k, w in weights.items()}, folder / HEALED)
+            cut = {"layers": kept, "channels": channels, "neurons": neurons}
+            (folder / "value.json").write_text(json.dumps(cut), encoding="utf-8")
 
-
-def layers_of(module: CausalLM) -> nn.ModuleList:
-    """The decoder's layers; RunError if the architecture hides them."""
-    layers = getattr(module.decoder, "layers", getattr(module.decoder, "h", None))
-    if not isinstance(layers, nn.ModuleList):
-        raise RunError(f"cannot find the layers of {type(module.model).__name__}; give a student of its own")
-    return layers
+    def _inputs(self, run: Run) -> list[dict[str, Tensor]]:
+        """The first training rows, one batch each."""
+        source = run.sources()["train"]
+        items = range(min(max(self.rows, self.heal), len(source)))
+        return [to_device(source.batch([i], 0)["inputs"], run.device) for i in items]
 
 
 def keep_layers(module: CausalLM, kept: Sequence[int]) -> None:
@@ -165,10 +175,16 @@ _LLAMA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn
           "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")  # fmt: skip
 
 
+def is_llama(module: CausalLM) -> bool:
+    """Whether the layers are those of Llama: attention and a gated MLP, each after a norm and added as they are."""
+    layer: Any = layers_of(module)[0]
+    extra = [n for n, _ in layer.named_parameters() if not n.startswith(_LLAMA)]
+    plain = getattr(module.config, "residual_multiplier", 1.0) == 1.0
+    return plain and not extra and hasattr(getattr(layer, "mlp", None), "gate_proj")
+
+
 def _check_llama(module: CausalLM) -> None:
-    layer = layers_of(module)[0]
-    extra = [n for n, p in layer.named_parameters() if not n.startswith(_LLAMA)]
-    if extra or not hasattr(layer, "mlp") or not hasattr(layer.mlp, "gate_proj"):
+    if not is_llama(module):
         raise RunError(f"width and ffn cut Llama-like models only, not {type(module.model).__name__}; cut layers instead")
 
 
@@ -267,7 +283,7 @@ def shrink_of(of: HubLM | StageLM, wish: str) -> Shrink:
     fields: dict[str, Any] = {}
     for part in filter(None, wish.split(",")):
         key, _, value = part.partition("=")
-        if key in ("layers", "width", "ffn", "rows") and value.isdigit():
+        if key in ("layers", "width", "ffn", "rows", "heal") and value.isdigit():
             fields[key] = int(value)
         elif key == "choose" and value in ("influence", "even"):
             fields[key] = value
