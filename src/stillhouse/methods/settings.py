@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..audits.language import HeldOutText
+from ..audits.own_answers import OwnAnswers
 from ..core.method import Method
 from ..core.optim import Optim
 from ..core.recipe import Recipe, Scale, pick
@@ -14,6 +15,7 @@ from ..core.stage import Audit, Train
 from ..data.stdlib import StandardLibrary
 from ..data.tokens import Text
 from ..data.toys import Sentences
+from ..models.generate import Sampling
 from ..models.hub import HubLM
 from ..models.toys import TinyLM
 from ..teachers.local import LocalLM
@@ -33,6 +35,7 @@ def language(
 ) -> Recipe:
     """smoke: characters of made-up sentences; small: bytes of Python's docstrings; paper: models from the hub on
     `train.jsonl`. At smoke and small the teacher is trained first, by the recipe's stage `teacher`."""
+    subjects, versus = ("start", "teacher", "train"), ("start",)
     planned = {"smoke": 30, "small": 1200, "paper": 10_000, **(steps or {})}
     if scale == "paper":
         return Recipe(
@@ -49,13 +52,19 @@ def language(
                     optim=Optim(lr=lr),
                     precision="bfloat16",
                 ),
-                "audit": Audit(subjects=("start", "teacher", "train"), checks=(HeldOutText(versus=("start",)),)),
+                "audit": Audit(subjects=subjects, checks=(HeldOutText(versus=versus), OwnAnswers(versus=versus))),
             },
         )
     big = pick(scale, smoke=TinyLM(width=32), small=TinyLM(width=128, depth=4, heads=4), paper=TinyLM())
     batch = pick(scale, smoke=8, small=16, paper=0)
     optim = Optim(lr=pick(scale, smoke=1e-2, small=2e-3, paper=lr))
-    audit = HeldOutText(versus=("start",), precision="float32", batch=16, draws=pick(scale, smoke=200, small=2000, paper=0))
+    draws = pick(scale, smoke=200, small=2000, paper=0)
+    writing = Sampling(max_new=pick(scale, smoke=12, small=96, paper=0), batch=pick(scale, smoke=8, small=256, paper=0))
+    prompts = pick(scale, smoke=8, small=200, paper=0)
+    checks = (
+        HeldOutText(versus=versus, batch=16, draws=draws),
+        OwnAnswers(versus=versus, sampling=writing, count=prompts, draws=draws),
+    )
     return Recipe(
         id=id,
         student=pick(scale, smoke=TinyLM(width=16, depth=1), small=TinyLM(width=48, depth=2), paper=TinyLM()),
@@ -67,7 +76,7 @@ def language(
                 optim=replace(optim, lr=pick(scale, smoke=1e-2, small=1.5e-3, paper=lr)),
             ),
             "train": Train(method=method, steps=planned[scale], batch=batch, optim=optim),
-            "audit": Audit(subjects=("start", "teacher", "train"), checks=(audit,)),
+            "audit": Audit(subjects=subjects, checks=checks),
         },
     )  # fmt: skip
 

@@ -105,7 +105,7 @@ def arms(report: Report) -> list[Table]:
     ]
     whole = replace(report, findings=report.findings + tuple(extra))
     known = [primary(report), *METRICS]
-    special = {"reverse_kl", *(["accuracy"] if language else [])}
+    special = {"reverse_kl", "own_reverse_kl", "own_teacher_nll", *(["accuracy"] if language else [])}
     tables: list[Table] = []
     for index, split in enumerate(splits(report) or [""]):
         here = {f.name for f in whole.findings if not f.versus and (f.split == split or not (f.split or index))}

@@ -149,6 +149,14 @@ METRICS = {
         "Reverse KL", "nats per token", "(1/N) Σ Σᵥ p(v) ln(p(v) / pₜ(v))",
         "The same distance seen from the student: high where it says what the teacher would not.", "lower",
     ),
+    "own_reverse_kl": Metric(
+        "Reverse KL on its own answers", "nats per token", "(1/N) Σ Σᵥ p(v) ln(p(v) / pₜ(v)), behind the model's own words",
+        "How far from the teacher the model is on text that it writes itself, as it will when it is used.", "lower",
+    ),
+    "own_teacher_nll": Metric(
+        "Teacher's surprise at its answers", "nats per token", "−(1/N) Σ ln pₜ(the model's token)",
+        "How unlikely the teacher finds what the model writes.", "lower",
+    ),
     "parameters": Metric("Parameters", "", "count of learned numbers", "The size of the model.", show=si),
     "bytes": Metric("On disk", "", "bytes of the saved weights", "The size of the model's files.", show=size),
     "tokens_per_second": Metric(

@@ -99,18 +99,18 @@ def proof() -> Proof:
     """A mixture of own and given answers against the text alone and against the given answers alone."""
     ours = recipe("small")
     return Proof(
-        claim="Trained half of the time on its own answers, the student is nearer to the teacher than the same student"
-        " trained on the text alone, at equal steps.",
+        claim="Trained half of the time on its own answers, the student writes text that is nearer to the teacher than"
+        " the same student trained on given text, with the teacher's probabilities or without, at equal steps.",
         arms={
             "ours": ours,
             "off_policy": ours.set("train.method", GKD(on_policy=0.0, divergence=ForwardKL())),
             "alone": alone(ours),
         },
-        metric="kl",
+        metric="own_reverse_kl",
         better="lower",
-        beats=("alone",),
+        beats=("alone", "off_policy"),
         tune={"train.optim.lr": (3e-3, 1e-2, 3e-2)},
         minutes=25.0,
-        note="kl is KL(teacher || student) on held-out docstrings. The off-policy arm is shown, not claimed against: the"
-        " paper's advantage is on generated answers.",
+        note="Judged on 96 bytes that each student writes behind the first 8 of held-out docstrings, as the paper judges"
+        " what students write. On given docstrings it is the other way round: on-policy steps cost fidelity there.",
     )

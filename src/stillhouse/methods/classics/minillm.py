@@ -119,13 +119,14 @@ def proof() -> Proof:
     ours = recipe("small")
     plain = alone(ours).set("train.steps", 1200)
     return Proof(
-        claim="MiniLLM's student is nearer to the teacher in reverse KL than the same student trained on the text alone,"
-        " at equal gradient steps.",
+        claim="MiniLLM's student writes text that is nearer to the teacher in reverse KL than the same student trained on"
+        " the text alone, at equal gradient steps.",
         arms={"ours": ours, "alone": plain},
-        metric="reverse_kl",
+        metric="own_reverse_kl",
         better="lower",
         beats=("alone",),
         tune={"train.optim.lr": (3e-3, 1e-2, 3e-2)},
         minutes=30.0,
-        note="600 rollouts with two gradient steps each against 1,200 gradient steps on the text.",
+        note="600 rollouts with two gradient steps each against 1,200 gradient steps on the text. Judged on 96 bytes that"
+        " each student writes behind the first 8 of held-out docstrings: reverse KL there is what the paper minimises.",
     )
