@@ -34,7 +34,7 @@ class Plan:
     steps: int  # of the stage `train`
     step_seconds: float  # of one of them
     training_seconds: float  # of all training stages but the teacher's
-    other_seconds: float  # adapting the teacher, writing, auditing
+    other_seconds: float  # adapting the teacher, writing, cutting, auditing
     arms: int  # training stages, the teacher's left out
     memory: float  # peak bytes
     disk: float  # bytes
@@ -77,6 +77,7 @@ class Plan:
         audit = judged * subjects * 2 * (big.body + small.body + 2 * small.head) / speed + 20 * subjects
         adapted = [s.steps for n, s in recipe.stages.items() if n == "adapt"]
         adapting = sum(adapted) * per_step * 6 * (big.body + big.head * share) / speed
+        healing = getattr(recipe.student, "heal", 0) * tokens / max(1, rows) * 2 * (big.body + small.body) / speed
         micro = per_step / train.accumulate
         training: dict[str, float] = {}
         for name, stage in recipe.stages.items():
@@ -89,7 +90,7 @@ class Plan:
         return Plan(
             student=small.parameters, teacher=big.parameters, rows=rows, tokens=tokens, targets=targets,
             steps=train.steps, step_seconds=training["train"] / train.steps, training_seconds=sum(training.values()),
-            other_seconds=writing + audit + adapting, arms=len(training),
+            other_seconds=writing + audit + adapting + healing, arms=len(training),
             memory=0.7 * GIB + 2 * big.parameters + state + activations + 0.35 * GIB,
             disk=(len(training) + len(adapted)) * 2 * small.parameters + 14 * small.parameters,
             teacher_tokens=int(train.steps * per_step + written), free_memory=_free_memory(device), device=str(device),

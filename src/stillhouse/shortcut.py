@@ -108,7 +108,7 @@ def recipe_for(
     planned = steps or 100
     common: dict[str, Any] = {
         "steps": planned, "batch": rows, "accumulate": rows, "precision": precision,
-        "optim": Optim(lr=2e-4 if cut else 5e-5),
+        "optim": Optim(lr=1e-4 if cut else 5e-5),
     }  # fmt: skip
     stages: dict[str, Any] = {}
     if adapt:

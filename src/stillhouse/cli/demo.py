@@ -38,7 +38,7 @@ def recipe(*, layers: int = 24, questions: int = 144, steps: int = 18, seed: int
     precision = fast_precision()
     asked = LibraryQuestions(train=questions)
     shared: dict[str, Any] = {
-        "steps": steps, "batch": 4, "accumulate": 2, "optim": Optim(lr=4e-4, warmup=0.1), "precision": precision,
+        "steps": steps, "batch": 4, "accumulate": 2, "optim": Optim(lr=1e-4, warmup=0.1), "precision": precision,
         "checkpoint_minutes": 60.0,
     }  # fmt: skip
     subjects = ("teacher", "start", "train", "alone_tokens", "alone_time")

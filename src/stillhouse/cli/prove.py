@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ class _Runner:
     console: Console
     device: str | None
     seconds: float = 0.0
+    counted: set[str] = field(default_factory=set[str])  # keys of the stages that are in `seconds`
 
     def tune(self) -> tuple[dict[str, Settings], dict[str, list[dict[str, Any]]]]:
         """(the best settings of every arm, all that was tried); nothing is run if there is nothing to choose."""
@@ -170,14 +171,25 @@ class _Runner:
             recipe, folder=folder, device=self.device, progress=progress(launch.unit_of(recipe), announce=False)
         )
         self.lend(recipe, folder)
-        events = run.read("events.jsonl")
-        seconds = sum(e["seconds"] for e in events if e["event"] == "stage" and e["state"] == "done")
+        seconds = self.spent(recipe, run)
         trial = Trial(self.read(folder, arm, split), seconds, folder)
-        self.seconds += seconds
         told = ", ".join(f"{path}={value}" for path, value in settings.items())
         line = f"{arm}, {'tuning' if split == 'valid' else f'seed {seed}'}{f', {told}' if told else ''}"
         self.console.print(Text(f"  {line}: {self.proof.metric} {trial.value:.4g} ({clock(seconds)})"))
         return trial
+
+    def spent(self, recipe: Recipe, run: Any) -> float:
+        """Seconds of one run, stages that it borrowed included; in the proof's own sum those count once."""
+        events = [e for e in run.read("events.jsonl") if e["event"] == "stage" and e["state"] == "done"]
+        own = sum(e["seconds"] for e in events)
+        borrowed = {
+            key: run.done(name).get("seconds", 0.0)
+            for name, key in _beginnings(recipe)
+            if name not in {e["stage"] for e in events}
+        }
+        self.seconds += own + sum(seconds for key, seconds in borrowed.items() if key not in self.counted)
+        self.counted |= {key for _, key in _beginnings(recipe)}
+        return own + sum(borrowed.values())
 
     def borrow(self, recipe: Recipe, folder: Path) -> None:
         """Take over the artifacts of the leading stages that an earlier run of this proof has in common with this one."""
