@@ -55,15 +55,8 @@ def findings(run: Run) -> dict[tuple[str, str], float]:
 
 
 def test_conversations(distil: Still, tmp_path: Path) -> None:
-    result = distil(
-        write_jsonl(tmp_path / "my.jsonl", chats(40)),
-        "--out",
-        "small",
-        "--set",
-        "train.optim.lr=0.001",
-        "--set",
-        "train.method.labels=0",
-    )
+    settings = ("--set", "train.optim.lr=0.001", "--set", "train.method.labels=0")
+    result = distil(write_jsonl(tmp_path / "my.jsonl", chats(40)), "--out", "small", *settings)
     assert result.exit_code == 0, result.stderr
     for line in ("teacher ", "student ", "memory ", "disk ", "time ", "report: ", "student: small"):
         assert line in result.stdout

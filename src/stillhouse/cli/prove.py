@@ -51,7 +51,7 @@ class Trial:
 
 def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | None = None) -> dict[str, Any]:
     """Carry out the proof of one method, print it, and write `out/ID.json`; returns what was written."""
-    proof: Proof = import_module(find(name).module).proof()
+    proof: Proof = import_module("stillhouse.cli.demo" if name == "demo" else find(name).module).proof()
     check(proof)
     from ..core.run import Interrupted
     from .machine import environment
@@ -68,12 +68,13 @@ def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | N
     facts = environment()
     result = {
         "id": name, "claim": proof.claim, "verdict": outcome,
-        "metric": proof.metric, "subject": proof.subject, "better": proof.better, "split": "test",
+        "metric": proof.metric, "better": proof.better, "split": "test",
         "ours": proof.ours, "beats": list(proof.beats), "seeds": list(proof.seeds),
         "effects": {arm: _plain(effect) for arm, effect in effects.items()},
         "arms": {
             arm: {
                 "values": {str(seed): trial.value for seed, trial in by_seed.items()},
+                "subject": proof.subjects.get(arm, proof.subject),
                 "mean": sum(trial.value for trial in by_seed.values()) / len(by_seed),
                 "settings": dict(chosen[arm]),
                 "seconds": sum(trial.seconds for trial in by_seed.values()),
@@ -124,7 +125,8 @@ class _Runner:
     console: Console
     device: str | None
     seconds: float = 0.0
-    counted: set[str] = field(default_factory=set[str])  # keys of the stages that are in `seconds`
+    counted: set[str] = field(default_factory=set[str])  # runs and borrowed stages that are in `seconds`
+    folders: dict[str, Path] = field(default_factory=dict[str, Path])  # recipe -> its run
 
     def tune(self) -> tuple[dict[str, Settings], dict[str, list[dict[str, Any]]]]:
         """(the best settings of every arm, all that was tried); nothing is run if there is nothing to choose."""
@@ -166,6 +168,7 @@ class _Runner:
         recipe = judged_on(recipe.set("seed", seed), split, arm)
         text = door.dump(recipe)
         folder = self.folder / f"{arm}_s{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        folder = self.folders.setdefault(text, folder)  # arms that share a recipe share the run
         self.borrow(recipe, folder)
         run = launch.launch(
             recipe, folder=folder, device=self.device, progress=progress(launch.unit_of(recipe), announce=False)
@@ -187,8 +190,9 @@ class _Runner:
             for name, key in _beginnings(recipe)
             if name not in {e["stage"] for e in events}
         }
-        self.seconds += own + sum(seconds for key, seconds in borrowed.items() if key not in self.counted)
-        self.counted |= {key for _, key in _beginnings(recipe)}
+        paid = {run.folder.name: own, **borrowed}
+        self.seconds += sum(seconds for key, seconds in paid.items() if key not in self.counted)
+        self.counted |= {run.folder.name, *(key for _, key in _beginnings(recipe))}
         return own + sum(borrowed.values())
 
     def borrow(self, recipe: Recipe, folder: Path) -> None:
@@ -210,13 +214,13 @@ class _Runner:
 
     def read(self, folder: Path, arm: str, split: str) -> float:
         """The judged number of a finished run."""
-        proof = self.proof
+        proof, subject = self.proof, self.proof.subjects.get(arm, self.proof.subject)
         found = [f for f in findings(folder) if f.versus is None and f.split in (split, "")]
         for f in found:
-            if (f.name, f.subject) == (proof.metric, proof.subject):
+            if (f.name, f.subject) == (proof.metric, subject):
                 return f.value
         there = ", ".join(sorted({f"{f.name} of {f.subject}" for f in found})) or "nothing"
-        raise ProofError(f"arm {arm!r} found no {proof.metric} of {proof.subject} on the {split} split; it found {there}")
+        raise ProofError(f"arm {arm!r} found no {proof.metric} of {subject} on the {split} split; it found {there}")
 
 
 def _beginnings(recipe: Recipe) -> Iterator[tuple[str, str]]:

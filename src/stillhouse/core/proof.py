@@ -25,6 +25,7 @@ class Proof:
     arms: Mapping[str, Recipe]
     metric: str  # name of a finding of the audit, on the test split
     subject: str = "train"  # the stage whose model is judged
+    subjects: Mapping[str, str] = field(default_factory=dict[str, str])  # arm -> its own; arms may then share one recipe
     better: Literal["higher", "lower"] = "higher"
     ours: str = "ours"
     beats: tuple[str, ...] = ("alone",)

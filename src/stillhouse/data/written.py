@@ -43,3 +43,7 @@ class Written:
     def rows(self, run: Run) -> dict[str, list[Row]]:
         """The rows that the prompts came from."""
         return self.base.rows(run)
+
+    def prompts(self, run: Run) -> dict[str, list[list[int]]]:
+        """What the teacher was asked, and the prompts of the other splits."""
+        return self.base.prompts(run)
