@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from stillhouse.cli import prove
+from stillhouse.core.files import read_lines
 from stillhouse.core.proof import Proof
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.stage import Audit, Train
@@ -85,7 +86,7 @@ def test_one_seed_bounds_nothing_and_the_file_is_still_json(still: Still, tmp_pa
 
 
 def test_every_arm_is_tuned_alike_and_never_on_the_test_split(still: Still, tmp_path: Path, claim: Any) -> None:
-    claim(proof(tune={"train.optim.lr": (1e-6, 1e-2)}, arms={"ours": arm(1e-3, 30), "alone": arm(1e-3, 30)}))
+    claim(proof(tune={"train.optim.lr": (1e-6, 1e-2)}, arms={"ours": arm(1e-3, 30), "alone": arm(1e-3, 31)}))
     written = proven(still, tmp_path)
     trials = written["tuning"]["trials"]
     assert written["tuning"]["seed"] not in written["seeds"] and written["tuning"]["split"] == "valid"
@@ -100,6 +101,25 @@ def test_every_arm_is_tuned_alike_and_never_on_the_test_split(still: Still, tmp_
         found = json.loads((folder / "artifacts" / "audit" / "data" / "value.json").read_text())
         splits = {f["split"] for f in found if f.get("split")}
         assert splits == ({"valid"} if f"_s{written['tuning']['seed']}_" in folder.name else {"test"})
+
+
+def test_arms_can_be_students_of_one_run(still: Still, tmp_path: Path, claim: Any) -> None:
+    one = arm(1e-2, 60)
+    brief = replace(one.stages["train"], steps=1)
+    audit = replace(one.stages["audit"], subjects=("brief", "train"))
+    shared = one.set("stages", {**one.stages, "brief": brief, "audit": audit})
+    claim(proof(arms={"ours": shared, "alone": shared}, subjects={"alone": "brief"}, seeds=(0, 1)))
+    written = proven(still, tmp_path)
+    folders = list((tmp_path / "runs" / "proofs" / "supervised").iterdir())
+    assert len(folders) == 2  # one run a seed
+    for folder in folders:
+        seed = folder.name.split("_s")[1].split("_")[0]
+        found = json.loads((folder / "artifacts" / "audit" / "data" / "value.json").read_text())
+        values = {f["subject"]: f["value"] for f in found if f.get("name") == "nll" and not f["versus"]}
+        assert values["train"] == written["arms"]["ours"]["values"][seed] < values["brief"]
+        assert values["brief"] == written["arms"]["alone"]["values"][seed]
+    once = sum(e["seconds"] for f in folders for e in read_lines(f / "events.jsonl") if e.get("state") == "done")
+    assert math.isclose(written["seconds"], once)  # not once for each arm
 
 
 def test_a_setting_that_diverges_loses(still: Still, tmp_path: Path, claim: Any) -> None:
