@@ -107,7 +107,7 @@ def test_arms_can_be_students_of_one_run(still: Still, tmp_path: Path, claim: An
     one = arm(1e-2, 60)
     brief = replace(one.stages["train"], steps=1)
     audit = replace(one.stages["audit"], subjects=("brief", "train"))
-    shared = one.set("stages", {**one.stages, "brief": brief, "audit": audit})
+    shared = one.set("stages", {"train": one.stages["train"], "brief": brief, "audit": audit})
     claim(proof(arms={"ours": shared, "alone": shared}, subjects={"alone": "brief"}, seeds=(0, 1)))
     written = proven(still, tmp_path)
     folders = list((tmp_path / "runs" / "proofs" / "supervised").iterdir())
