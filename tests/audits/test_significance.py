@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stillhouse.audits.significance import bootstrap, bootstrap_mean, paired_bootstrap
+from stillhouse.core.report import Finding
 
 
 def test_the_interval_of_a_mean_is_the_textbooks():
@@ -90,3 +91,13 @@ def test_no_items_and_unequal_pairs():
         bootstrap_mean(torch.zeros(0))
     with pytest.raises(ValueError, match=r"the same items, not \[3\] and \[4\]"):
         paired_bootstrap(torch.zeros(3), torch.zeros(4))
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_few_items_bound_nothing(n: int) -> None:
+    """One document drawn again and again is always the same: no width, and yet nothing is known."""
+    found = paired_bootstrap(torch.arange(n) + 1.0, torch.zeros(n))
+    assert found.n == n and (found.low, found.high) == (-math.inf, math.inf)
+    finding = Finding(name="nll", value=found.value, subject="train", low=found.low, high=found.high, better="lower")
+    assert finding.decided == "undecided"
+    assert finding.plain()["low"] is None and finding.plain()["high"] is None

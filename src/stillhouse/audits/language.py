@@ -24,7 +24,7 @@ from ..models.call import cast, logits_of, weight_of
 from ..models.generate import Sampling, generate
 from ..objectives.fused import compare
 from ..teachers.local import same_classes
-from .significance import bootstrap, bootstrap_mean, paired_bootstrap
+from .significance import FEWEST, bootstrap, bootstrap_mean, paired_bootstrap
 
 BINS = 15
 
@@ -59,6 +59,10 @@ class HeldOutText:
             measured[name] = per_document
             yield from self._findings(name, per_document, facts, calibration, run)
             del module
+        few = min((len(sums["tokens"]) for sums in measured.values()), default=FEWEST)
+        if few < FEWEST:
+            text = f"only {few} held-out documents in the {self.split} split: no interval can be told; hold out more"
+            run.event("warning", text=text)
         for other in self.versus:
             for metric in ("nll", "kl", "agreement"):
                 mine, theirs = measured[self.ours], measured[other]

@@ -6,6 +6,7 @@ is a ratio of two sums over documents; drawing documents keeps that right (a clu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from ..core.run import seed_of
 
+FEWEST = 5  # items; drawing fewer again gives an interval that is far too narrow, of no width for one
 CELLS = 4_000_000  # numbers held at a time while drawing
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with the bounds of its 95 % percentile interval over `n` items."""
+    """A value with the bounds of its 95 % percentile interval over `n` items; infinite if those are too few to tell."""
 
     value: float
     low: float
@@ -39,6 +41,8 @@ def bootstrap(columns: Tensor, statistic: Callable[[Tensor], Tensor], *, draws: 
         raise ValueError("no items to draw from")
     columns = columns.detach().to("cpu", torch.float64)
     value = float(statistic(columns.sum(0, keepdim=True))[0])
+    if n < FEWEST:
+        return Interval(value, -math.inf, math.inf, n)
     values = torch.cat([statistic(counts @ columns) for counts in _resamples(n, draws, seed)])
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     bias = float(values.mean()) - value

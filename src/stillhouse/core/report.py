@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -27,8 +28,9 @@ class Finding:
     note: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """The finding as JSON."""
-        return asdict(self)
+        """The finding as JSON, which knows no infinity: a bound that cannot be told is null."""
+        bounds = {"low": self.low, "high": self.high}
+        return asdict(self) | {k: v if v is not None and math.isfinite(v) else None for k, v in bounds.items()}
 
     @property
     def decided(self) -> Literal["better", "worse", "undecided"]:
