@@ -200,7 +200,7 @@ class Samples:
         tokenizer = run.recipe.student.tokenizer(run)
         rows = run.recipe.data.rows(run)[self.split][: self.count]
         prompts = [encode_prompt(row, tokenizer) for row in rows]
-        asked = [row.get("prompt") or row.get("question") for row in rows]  # without what the chat template puts round it
+        asked = [row.get("prompt") for row in rows]  # without what the chat template puts round it
         shown: list[dict[str, str]] = [
             {"prompt": str(words or tokenizer.decode(prompt, skip_special_tokens=True))}
             for words, prompt in zip(asked, prompts, strict=True)
