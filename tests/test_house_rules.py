@@ -24,7 +24,7 @@ PAPERS = sorted(p for p in (PACKAGE / "methods").glob("*/*.py") if p.name != "__
 # A module may import what has its own rank or a lower one.
 RANKS = {
     "core": 0,
-    "objectives": 1, "data": 1, "models": 1,
+    "objectives": 1, "data": 1, "models": 1, "signals": 1,
     "teachers": 2, "synth": 2, "audits": 2,
     "methods": 3,
     "reports": 4, "export": 4, "scale": 4, "track": 4, "cli": 4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ from .cli.machine import free_memory, size
 from .core.recipe import Recipe
 from .core.run import Run, RunError, best_device
 from .core.stage import Audit, Train
+from .signals.label import Label
 
 EFFICIENCY = 0.42  # of a bare matrix product's speed that a whole training step reaches (measured on two CPU cores)
 DECODING = 0.10  # the same for drawing text, a token at a time, 64 texts together
@@ -68,9 +70,12 @@ class Plan:
         device = best_device()
         speed = matmul_speed(device, getattr(torch, train.precision)) * EFFICIENCY
         per_step = train.batch * tokens / max(1, rows)
+        labels = [stage for stage in recipe.stages.values() if isinstance(stage, Label)]
+        stored = not hasattr(recipe.teachers["teacher"], "model")
         share = targets / max(1, tokens)
         alone = per_step * (6 * small.body + 6 * small.head * share) / speed
-        both = alone + per_step * (2 * big.body + 2 * big.head * share) / speed
+        asking = (2 * big.body + 2 * big.head * share) / speed  # seconds of one token
+        both = alone + (per_step * 2 * small.head * share / speed if stored else per_step * asking)
         writing = written * (2 * big.body + 2 * big.head) / (speed / EFFICIENCY * DECODING)
         judged = 0.1 * tokens + 4 * 100
         subjects = sum(len(s.subjects) for s in recipe.stages.values() if isinstance(s, Audit))
@@ -79,6 +84,9 @@ class Plan:
         adapting = sum(adapted) * per_step * 6 * (big.body + big.head * share) / speed
         healing = getattr(recipe.student, "heal", 0) * tokens / max(1, rows) * 2 * (big.body + small.body) / speed
         micro = per_step / train.accumulate
+        labelling = sum(tokens * 1.1 * asking * label.draws for label in labels)  # the held-out tenth too
+        kept = sum(1.1 * targets * label.format.size(max(1, big.classes), big.width) for label in labels)
+        asked = int((1.1 * tokens if labels else 0 if stored else train.steps * per_step) + written)
         training: dict[str, float] = {}
         for name, stage in recipe.stages.items():
             if isinstance(stage, Train) and name != "adapt":
@@ -90,10 +98,10 @@ class Plan:
         return Plan(
             student=small.parameters, teacher=big.parameters, rows=rows, tokens=tokens, targets=targets,
             steps=train.steps, step_seconds=training["train"] / train.steps, training_seconds=sum(training.values()),
-            other_seconds=writing + audit + adapting + healing, arms=len(training),
+            other_seconds=writing + audit + adapting + healing + labelling, arms=len(training),
             memory=0.7 * GIB + 2 * big.parameters + state + activations + 0.35 * GIB,
-            disk=(len(training) + len(adapted)) * 2 * small.parameters + 14 * small.parameters,
-            teacher_tokens=int(train.steps * per_step + written), free_memory=_free_memory(device), device=str(device),
+            disk=(len(training) + len(adapted)) * 2 * small.parameters + 14 * small.parameters + kept,
+            teacher_tokens=asked, free_memory=_free_memory(device), device=str(device),
         )  # fmt: skip
 
     def fitted(self, recipe: Recipe, minutes: float | None) -> Recipe:
@@ -120,6 +128,9 @@ class Plan:
                 "take a smaller student, shorter rows (--length) or --set train.checkpointing=true"
             )
 
+    def _share(self) -> str:
+        return f", {self.student / self.teacher:.0%} of the teacher" if self.teacher else ""
+
     def _beside(self) -> str:
         others = self.arms - 1
         return f", and {others} arm{'s' if others > 1 else ''} to compare with" if others else ""
@@ -127,14 +138,78 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join(
             (
-                f"teacher   {self.teacher / 1e6:,.1f} M parameters",
-                f"student   {self.student / 1e6:,.1f} M parameters, {self.student / self.teacher:.0%} of the teacher",
+                f"teacher   {self.teacher / 1e6:,.1f} M parameters" if self.teacher else "teacher   stored signals",
+                f"student   {self.student / 1e6:,.1f} M parameters{self._share()}",
                 f"data      {self.tokens:,} training tokens in {self.rows:,} rows, {self.targets:,} of them to predict",
                 f"steps     {self.steps:,}, about {self.step_seconds:.1f} s each{self._beside()}",
                 f"time      about {_minutes(self.minutes)} in all, on {self.device}",
                 f"memory    about {size(self.memory)} at the peak, {size(self.free_memory)} free",
                 f"disk      about {size(self.disk)}",
                 f"teacher   reads about {self.teacher_tokens:,} tokens",
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPlan:
+    """What asking a language model about a file will need; `str()` prints it."""
+
+    teacher: int  # parameters
+    rows: int
+    tokens: int  # that the teacher reads
+    targets: int  # that are kept
+    item_bytes: float  # of one of them
+    beside: float  # bytes kept once
+    seconds: float
+    memory: float
+    free_memory: float
+    device: str
+
+    @staticmethod
+    def of(recipe: Recipe) -> LabelPlan:
+        """Read the data and the model's configuration, time one matrix product; loads no weights."""
+        stage: Label = recipe.stages["label"]
+        with TemporaryDirectory() as folder:
+            run = Run(Path(folder) / "plan", seed=recipe.seed)
+            run.recipe = recipe
+            sources = recipe.data.load(run)
+        rows, tokens, targets = (
+            sum(f(sources[split]) for split in stage.splits) for f in (len, lambda s: s.tokens, lambda s: s.targets)
+        )
+        spec: Any = recipe.teachers["teacher"]
+        big = _size(spec.model.path)
+        device = best_device()
+        speed = matmul_speed(device, getattr(torch, spec.model.dtype)) * EFFICIENCY
+        heads = stage.format.name != "hidden"
+        seconds = (tokens * 2 * big.body + targets * 2 * big.head * heads) / speed
+        per_weight = 2 if spec.model.dtype == "bfloat16" else 4
+        return LabelPlan(
+            teacher=big.parameters, rows=rows, tokens=tokens, targets=targets,
+            item_bytes=stage.format.size(big.classes, big.width), beside=0 if heads else per_weight * big.head,
+            seconds=seconds, memory=0.7 * GIB + per_weight * big.parameters + 0.35 * GIB,
+            free_memory=_free_memory(device), device=str(device),
+        )  # fmt: skip
+
+    def check(self, folder: Path) -> None:
+        """RunError if the disk or the memory cannot hold it."""
+        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        needed, free = self.targets * self.item_bytes + self.beside, shutil.disk_usage(place).free
+        if needed > free:
+            raise RunError(
+                f"the signals take about {size(needed)} and {size(free)} are free at {place}: keep less (topk:32)"
+            )
+        if self.memory > self.free_memory:
+            raise RunError(f"this needs about {size(self.memory)} of memory and {size(self.free_memory)} are free")
+
+    def __str__(self) -> str:
+        disk = f"about {size(self.targets * self.item_bytes + self.beside)}, {self.item_bytes:,.0f} bytes a token"
+        return "\n".join(
+            (
+                f"teacher   {self.teacher / 1e6:,.1f} M parameters",
+                f"data      {self.tokens:,} tokens in {self.rows:,} rows, {self.targets:,} of them to keep an answer for",
+                f"time      about {_minutes(self.seconds / 60)}, on {self.device}",
+                f"memory    about {size(self.memory)} at the peak, {size(self.free_memory)} free",
+                f"disk      {disk}" + (f", {size(self.beside)} of it for the head" if self.beside else ""),
             )
         )
 
@@ -162,6 +237,7 @@ class _Size:
     layers: int
     width: int
     inner: int
+    classes: int = 0
 
 
 def _sizes(recipe: Recipe) -> tuple[_Size, _Size]:
@@ -173,7 +249,9 @@ def _sizes(recipe: Recipe) -> tuple[_Size, _Size]:
             return path_of(recipe.stages[spec.stage].student)
         return spec.path if isinstance(spec, HubLM) else path_of(spec.of)
 
-    teacher = _size(path_of(recipe.teachers["teacher"].model))
+    speaker = recipe.teachers["teacher"]
+    model = getattr(speaker, "model", None) or getattr(getattr(speaker, "live", None), "model", None)
+    teacher = _Size(0, 0, 0, 0, 0, 0) if model is None else _size(path_of(model))
     student = recipe.student
     cut = student if isinstance(student, Shrink) else None
     return teacher, _size(path_of(student), cut)
@@ -197,7 +275,9 @@ def _size(path: str, cut: Any = None) -> _Size:
     head = model.get_output_embeddings().weight.numel()
     tables = {id(p): p.numel() for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return _Size(parameters - sum(tables.values()), head, parameters, config.num_hidden_layers, config.hidden_size, inner)
+    body = parameters - sum(tables.values())
+    classes = model.get_output_embeddings().weight.shape[0]
+    return _Size(body, head, parameters, config.num_hidden_layers, config.hidden_size, inner, classes)
 
 
 def _data(recipe: Recipe, run: Run) -> tuple[int, int, int, int]:

@@ -56,18 +56,21 @@ def recipe_for(
     length: int | None = None,
     column: str | None = None,
     adapt: int = 0,
+    signal: str | None = None,
     seed: int = 0,
     settings: Sequence[str] = (),
 ) -> Recipe:
     """The recipe that `distil` runs.
 
-    teacher: a Hugging Face folder, a hub name in the local cache, a `.gguf` file or `package:NAME`
+    teacher: a Hugging Face folder, a hub name in the local cache, a `.gguf` file, `package:NAME`, or a folder of
+        signals that `stillhouse label` made of the same data
     student: the same, or cut from the teacher: `shrink:layers=10,width=378`
     method: a language method's id; `auto` takes forward KL mixed with the labels, on answers that the teacher writes
         first if the data hold prompts only; `seqkd` lets the teacher write all training text
     steps, minutes: optimizer steps, or a budget for the whole run; default: two passes over the data
     batch, length: packed rows a step (4), tokens in a row (512 or the model's context)
     adapt: first fine-tune the teacher on the text for so many steps
+    signal: ask the teacher about everything once, keep it as this (`topk:64`, `hidden:float16` ...), and train from that
     settings: `key=value` strings, as on the command line
     """
     from .audits.language import HeldOutText, Samples
@@ -84,15 +87,24 @@ def recipe_for(
     from .models.hub import HubLM, StageLM, load_config
     from .models.shrink import shrink_of
     from .objectives.divergences import ForwardKL
+    from .signals import formats
+    from .signals.label import Label
+    from .signals.store import is_store
+    from .teachers.cached import Cached
     from .teachers.local import LocalLM
 
     precision = fast_precision()
-    context = getattr(load_config(teacher), "max_position_embeddings", None) or 512
+    stored = str(Path(teacher).resolve()) if is_store(teacher) else None
+    form = None if signal is None else formats.parse(signal)
+    if stored is not None:
+        teacher = _labelled_by(stored, student, adapt=adapt, method=method, signal=signal)
+    cut = student.startswith("shrink:")
+    known = teacher if cut or stored is None else student
+    context = getattr(load_config(known), "max_position_embeddings", None) or 512
     text: Any = Text(path=str(data), column=column, length=min(length or 512, context))
     prompts_only = _holds_prompts_only(text)
     write = method == "seqkd" or prompts_only
     of: Any = StageLM(stage="adapt") if adapt else HubLM(path=teacher)
-    cut = student.startswith("shrink:")
     learner: Any = shrink_of(of, student.removeprefix("shrink:")) if cut else HubLM(path=student)
     if method == "auto":
         chosen: Any = GKD(on_policy=0.0, divergence=ForwardKL(), labels=0.0 if write else 0.25)
@@ -102,6 +114,8 @@ def recipe_for(
         chosen = _method(method)
     base = text
     splits = ("train", "valid", "test") if prompts_only else ("train",)
+    if write and stored is not None:
+        raise RunError("stored signals cannot write answers: give rows that have them, or the teacher itself")
     if write:
         text = Written(stage="write", base=base)
     rows = batch or 4
@@ -116,21 +130,64 @@ def recipe_for(
                                 student=HubLM(path=teacher), data=base)  # fmt: skip
     if write:
         stages["write"] = Write(data=base, splits=splits)
-    if not write and planned >= 50:
+    adult: Any = StageLM(stage="adapt", dtype=precision) if adapt else HubLM(path=teacher, dtype=precision)
+    speaker: Any = LocalLM(model=adult)
+    if form is not None:
+        stages["label"] = Label(format=form, teacher=speaker)
+        speaker = Cached(stage="label", live=speaker)
+    elif stored is not None:
+        speaker = Cached(path=stored)
+    if not write and stored is None and planned >= 50:
         stages["probe"] = Probe(method=Supervised())
     stages[OURS] = Train(method=chosen, **common)
     stages[TOKENS] = Train(method=Supervised(), **common)
     stages[TIME] = Train(method=Supervised(), **common, seconds_of=OURS, speed_of=TOKENS)
-    subjects = ("teacher", "start", OURS, TOKENS, TIME)
+    subjects = (*(() if stored else ("teacher",)), "start", OURS, TOKENS, TIME)
     stages["audit"] = Audit(subjects=subjects, checks=(HeldOutText(versus=("start", TOKENS, TIME), precision=precision),))
     stages["samples"] = Samples(subjects=subjects, precision=precision)
-    adult: Any = StageLM(stage="adapt", dtype=precision) if adapt else HubLM(path=teacher, dtype=precision)
-    recipe = Recipe(
-        id="distil", student=learner, data=text, teachers={"teacher": LocalLM(model=adult)}, stages=stages, seed=seed
-    )
+    recipe = Recipe(id="distil", student=learner, data=text, teachers={"teacher": speaker}, stages=stages, seed=seed)
     if steps is None:
         recipe = Plan.of(recipe).fitted(recipe, minutes)
     return door.override(recipe, settings)
+
+
+def _labelled_by(folder: str, student: str, *, adapt: int, method: str, signal: str | None) -> str:
+    """The path of the model that stored signals are from, for students cut from it; refuses what only a model can do."""
+    from .signals.store import read_header
+
+    for given, what in ((adapt, "--adapt"), (method == "seqkd", "--method seqkd"), (signal, "--signal")):
+        if given:
+            raise RunError(f"{what} needs the teacher itself, and {folder} holds what it said: give the model's path")
+    name = str(read_header(Path(folder)).get("name") or "")
+    if student.startswith("shrink:") and not name:
+        raise RunError("these signals do not say which model they are from: give --student a path instead of shrink:")
+    return name
+
+
+def label_recipe(
+    teacher: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    signal: str = "topk:64",
+    column: str | None = None,
+    length: int | None = None,
+    batch: int = 4,
+    temperature: float = 1.0,
+) -> Recipe:
+    """The recipe that `stillhouse label` runs: a language model's signals for every row of a text file, in `out`."""
+    from .data.tokens import Text
+    from .estimate import fast_precision
+    from .models.hub import HubLM, load_config
+    from .signals import formats
+    from .signals.label import Label
+    from .teachers.local import LocalLM
+
+    context = getattr(load_config(teacher), "max_position_embeddings", None) or 512
+    text = Text(path=str(data), column=column, length=min(length or 512, context))
+    speaker = LocalLM(model=HubLM(path=teacher, dtype=fast_precision()), temperature=temperature)
+    stage = Label(format=formats.parse(signal), batch=batch, to=str(Path(out).resolve()))
+    return Recipe(id="label", student=HubLM(path=teacher), data=text, teachers={"teacher": speaker}, stages={"label": stage})
 
 
 def _method(name: str) -> Any:

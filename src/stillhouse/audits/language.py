@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.engine import to_device
 from ..core.report import Finding
 from ..core.run import Run, RunError
-from ..core.signal import HeadLogits
+from ..core.signal import HeadLogits, Signal, TopK
 from ..core.stage import Subjects
 from ..data.tokens import encode_prompt
 from ..models.call import cast, logits_of, weight_of
@@ -52,7 +52,10 @@ class HeldOutText:
         teacher = None if self.teacher is None else run.teachers[self.teacher]
         measured: dict[str, dict[str, Tensor]] = {}
         for name in subjects.names:
-            module = teacher.module if name == "teacher" and teacher is not None else subjects.load(name)  # type: ignore[attr-defined]
+            if name == "teacher" and not hasattr(teacher, "module"):
+                run.event("note", text="the teacher is not shown beside the students: only what it said was stored")
+                continue
+            module = teacher.module if name == "teacher" else subjects.load(name)  # type: ignore[union-attr]
             if name != "teacher":
                 cast(module, getattr(torch, self.precision))
             per_document, facts, calibration = self._measure(module, teacher, source, run)
@@ -91,7 +94,7 @@ class HeldOutText:
             seconds += spent
             # of the fastest batch: others on the machine slow some batches down, and nothing speeds one up
             speed = max(speed, int((batch["inputs"]["document"] >= 0).sum()) / max(spent, 1e-9))
-            answer = None if teacher is None else _as(student, teacher(batch, frozenset({"logits"})).need("logits"))
+            answer = None if teacher is None else _answer(student, teacher(batch, frozenset({"logits"})))
             if answer is not None:
                 student, answer = same_classes(student, answer)
             weight = weight_of(batch)
@@ -156,11 +159,12 @@ class HeldOutText:
 _UNITS = {"nll": "nats/token", "kl": "nats/token", "reverse_kl": "nats/token"}
 
 
-def _as(student: Any, teacher: Any) -> Any:
-    """A dense teacher for a dense student: two `HeadLogits` are compared in one dtype."""
-    if isinstance(student, HeadLogits) and isinstance(teacher, HeadLogits):
-        return teacher
-    return teacher.dense() if isinstance(teacher, HeadLogits) else teacher
+def _answer(student: Any, signal: Signal) -> Any:
+    """A dense teacher for a dense student, as two `HeadLogits` are compared in one dtype; None for drawn classes."""
+    teacher = signal.distribution()
+    if isinstance(teacher, TopK):
+        return None if teacher.sampled else teacher  # a few drawn classes are no distribution to compare with
+    return teacher if isinstance(student, HeadLogits) or not isinstance(teacher, HeadLogits) else teacher.dense()
 
 
 def _bins(confidence: Tensor) -> Tensor:
@@ -206,6 +210,8 @@ class Samples:
             for words, prompt in zip(asked, prompts, strict=True)
         ]
         for name in self.subjects:
+            if name == "teacher" and not hasattr(run.teacher, "module"):
+                continue  # only what it said was stored
             if name == "teacher":
                 module: Any = run.teacher.module  # type: ignore[attr-defined]
             else:

@@ -51,6 +51,8 @@ class OwnAnswers:
         prompts = run.recipe.data.prompts(run)[self.split][: self.count]
         if not prompts:
             raise RunError(f"the {self.split} split holds no prompt; hold out a larger share (data.{self.split})")
+        if not hasattr(run.teachers[self.teacher], "module"):
+            raise RunError("what students write can only be judged by the teacher itself, not by stored signals")
         measured: dict[str, dict[str, Tensor]] = {}
         sure: dict[str, Any] = {"draws": self.draws, "seed": run.seed}
         for name in subjects.names:

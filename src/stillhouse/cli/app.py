@@ -150,7 +150,9 @@ def doctor(runs: Runs = Path("runs")) -> None:
 
 # -- distil --------------------------------------------------------------------------------------------------------
 
-Teacher = Annotated[str, typer.Option(help="a Hugging Face folder or name, or a .gguf file")]
+Teacher = Annotated[
+    str, typer.Option(help="a Hugging Face folder or name, a .gguf file, or a folder of signals that `label` made")
+]
 Student = Annotated[str, typer.Option(help="the same, or cut from the teacher: shrink:layers=10")]
 Data = Annotated[str, typer.Option(help="your .jsonl, .parquet, .csv or .txt file")]
 Out = Annotated[Path, typer.Option(help="the folder that the finished student goes to")]
@@ -160,6 +162,10 @@ Minutes = Annotated[float | None, typer.Option(min=0.1, help="a budget in place 
 BatchSize = Annotated[int | None, typer.Option(min=1, help="packed rows a step")]
 Length = Annotated[int | None, typer.Option(min=8, help="tokens in a packed row")]
 Column = Annotated[str | None, typer.Option(help="the column to learn from; found by itself if left out")]
+Signal = Annotated[
+    str | None,
+    typer.Option(help="ask the teacher once and train from what it said: topk:64, sampled:50, hidden:float16"),
+]
 Adapt = Annotated[int, typer.Option(min=0, help="first fine-tune the teacher on your text for so many steps")]
 
 
@@ -181,6 +187,7 @@ def distil(
     length: Length = None,
     column: Column = None,
     adapt: Adapt = 0,
+    signal: Signal = None,
     seed: Seed = None,
     settings: Settings = None,
     runs: Runs = Path("runs"),
@@ -189,7 +196,7 @@ def distil(
     """Distil your own teacher into your own student on your own data."""
     asked: dict[str, Any] = dict(
         teacher=teacher, student=student, data=data, method=method,
-        steps=steps, minutes=minutes, batch=batch, length=length, column=column, adapt=adapt,
+        steps=steps, minutes=minutes, batch=batch, length=length, column=column, adapt=adapt, signal=signal,
         seed=seed or 0, settings=settings or (),
     )  # fmt: skip
     needed = stillhouse.plan(**asked)
@@ -204,12 +211,48 @@ def distil(
 
 
 @app.command(rich_help_panel=DO)
+def label(
+    teacher: Annotated[str, typer.Option(help="a Hugging Face folder or name, or a .gguf file")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="the folder that the signals go to; a stopped capture goes on there")],
+    signal: Annotated[
+        str, typer.Option(help="topk:K, sampled:DRAWS, hidden:float32|float16|bfloat16|int8, logits")
+    ] = "topk:64",
+    length: Length = None,
+    column: Column = None,
+    batch: Annotated[int, typer.Option(min=1, help="packed rows at a time")] = 4,
+    temperature: Annotated[float, typer.Option(min=0.01, help="divides the teacher's logits for good")] = 1.0,
+    runs: Runs = Path("runs"),
+    device: Device = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="start without asking")] = False,
+) -> None:
+    """Ask a teacher about your data once; every student and method then learns from what it said."""
+    from ..estimate import LabelPlan
+    from ..shortcut import label_recipe
+    from . import launch, signals
+
+    recipe = label_recipe(
+        teacher, data, out, signal=signal, length=length, column=column, batch=batch, temperature=temperature
+    )
+    needed = LabelPlan.of(recipe)
+    typer.echo(str(needed))
+    needed.check(out)
+    if not yes and sys.stdin.isatty() and not typer.confirm("Start?", default=True):
+        raise typer.Exit(1)
+    launch.launch(recipe, runs=runs, device=device, progress=_progress("tokens"))
+    typer.echo(signals.describe(out))
+
+
+@app.command(rich_help_panel=DO)
 def run(
     what: Annotated[
         str, typer.Argument(metavar="ID|RECIPE.yaml|RUN", help="a method, a recipe file, or a run to go on with")
     ],
     scale: Scale = "small",
     settings: Settings = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="a folder of signals that answers in place of the recipe's teacher")
+    ] = None,
     seed: Seed = None,
     runs: Runs = Path("runs"),
     device: Device = None,
@@ -221,13 +264,15 @@ def run(
 
     allowed = tuple(allow or ())
     if launch.is_run(what):
-        if settings or seed is not None:
+        if settings or teacher or seed is not None:
             raise RecipeError(f"{what} is a run that has begun: its recipe is fixed; start a new run to change it")
         recipe = door.load(Path(what) / "recipe.yaml", allow=allowed)
         progress = _progress(launch.unit_of(recipe))
         _finished(launch.launch(recipe, folder=Path(what), device=device, progress=progress))
         return
     recipe = door.override(launch.find(what, scale, allow=allowed), settings or (), allow=allowed)
+    if teacher is not None:
+        recipe = launch.with_signals(recipe, teacher)
     if seed is not None:
         recipe = recipe.set("seed", seed)
     _planned(recipe)
@@ -266,6 +311,20 @@ def report(
         import webbrowser
 
         webbrowser.open(page.absolute().as_uri())
+
+
+@app.command(rich_help_panel=CHECK)
+def signals(
+    folder: Annotated[Path, typer.Argument(metavar="SIGNALS", help="a folder that `label` made")],
+    teacher: Annotated[
+        str | None, typer.Option(help="the model behind them: measure the error again, refuse another model's signals")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="as JSON, for other programs")] = False,
+) -> None:
+    """What is in a folder of signals, how exact it is, and whether every byte is as it was written."""
+    from . import signals as shown
+
+    typer.echo(shown.describe(folder, teacher=teacher, json=json))
 
 
 @app.command(rich_help_panel=CHECK)

@@ -144,6 +144,11 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Recipe:
         raise error if str(error).startswith(str(file)) else RecipeError(f"{file}: {error}") from error
 
 
+def spec(plain: Any, *, allow: Collection[str] = ()) -> Any:
+    """One object of a recipe (data, a teacher) from its plain value; the inverse of `to_plain`."""
+    return _Door(frozenset(allow)).objects(plain, ())
+
+
 def override(recipe: Recipe, settings: Collection[str], *, allow: Collection[str] = ()) -> Recipe:
     """The recipe with every `a.b=value` of `settings` applied; values are YAML, and are checked like a file."""
     allowed = {*allow, *_packages(recipe)}

@@ -54,6 +54,19 @@ def find(what: str, scale: Scale = "small", *, allow: Collection[str] = ()) -> R
     return door.of_method(what, scale)
 
 
+def with_signals(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with stored signals in place of its only teacher; a stage that trains that teacher is left out."""
+    from ..signals.store import SignalError, is_store
+    from ..teachers.cached import Cached
+
+    if not is_store(folder):
+        raise SignalError(f"{folder} holds no signals; `stillhouse label` makes them")
+    if len(recipe.teachers) != 1:
+        raise RecipeError(f"recipe {recipe.id!r} has {len(recipe.teachers)} teachers; signals can stand in for one")
+    (name,) = recipe.teachers
+    return recipe.set("teachers", {name: Cached(path=str(folder.resolve()))})
+
+
 def is_run(what: str | Path) -> bool:
     """Whether `what` is the folder of a run."""
     return (Path(what) / "recipe.yaml").is_file()

@@ -55,7 +55,8 @@ def rows(
         proof = proof_of(entry.paper.id)
         if family not in (None, entry.family) or (modality and not {modality, "any"} & set(entry.paper.modality)):
             continue
-        if needs is not None and not set(entry.needs) <= set(needs):
+        given = {*(needs or ()), *(("logits",) if entry.takes_topk and "topk" in (needs or ()) else ())}
+        if needs is not None and not set(entry.needs) <= given:
             continue
         verdict = proof["verdict"] if proof else None
         if proven is not None and proven != (verdict == "holds"):

@@ -59,6 +59,7 @@ class Method(Protocol):
 
     `step` is a generator: the engine runs it once per micro-batch, in lock-step. It only reads the state. `advance`
     runs once per optimizer step, after it, with the step's logged means, and is the only place that changes state.
+    A method that needs logits and is content with a top k says so with `takes_topk: ClassVar[bool] = True`.
     """
 
     needs: ClassVar[frozenset[Kind]]

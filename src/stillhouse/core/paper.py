@@ -53,6 +53,7 @@ class Entry:
     summary: str  # first line of the file's docstring
     doc: str
     needs: tuple[str, ...]  # signals that its method asks of a teacher
+    takes_topk: bool  # a top k will do where it asks for logits
     methods: tuple[str, ...]  # classes with a `step`
     fields: dict[str, str] = field(default_factory=dict[str, str])  # hyper-parameter -> "type = default"
 
@@ -88,6 +89,7 @@ def _read(path: Path) -> Entry:
     doc = ast.get_docstring(tree) or ""
     paper: Paper | None = None
     needs: set[str] = set()
+    topk = False
     methods: list[str] = []
     fields: dict[str, str] = {}
     for node in tree.body:
@@ -98,7 +100,9 @@ def _read(path: Path) -> Entry:
             methods.append(node.name)
             for part in node.body:
                 if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-                    if part.target.id == "needs":
+                    if part.target.id == "takes_topk":
+                        topk = True
+                    elif part.target.id == "needs":
                         needs |= {
                             c.value for c in ast.walk(part) if isinstance(c, ast.Constant) and isinstance(c.value, str)
                         }
@@ -114,6 +118,7 @@ def _read(path: Path) -> Entry:
         summary=doc.split("\n", 1)[0],
         doc=doc,
         needs=tuple(sorted(needs & kinds)),
+        takes_topk=topk,
         methods=tuple(methods),
         fields=fields,
     )

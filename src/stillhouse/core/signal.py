@@ -73,10 +73,12 @@ class TopK:
     values: Tensor  # [*N, k] log-probabilities at temperature 1
     index: Tensor  # [*N, k] class ids
     rest: Tensor  # [*N] log of the mass outside the k classes; -inf if there is none
+    sampled: bool = False  # the values are relative counts of drawn classes: right on average, not one by one
+    classes: int | None = None  # how many classes there are in all, if that is known
 
     def __getitem__(self, items: Any) -> TopK:
         """The kept entries of some items: any index of the item axes."""
-        return TopK(self.values[items], self.index[items], self.rest[items])
+        return replace(self, values=self.values[items], index=self.index[items], rest=self.rest[items])
 
 
 Logits = Tensor | HeadLogits
@@ -101,6 +103,10 @@ class Signal:
     text: Sequence[Sequence[Completion]] | None = None  # per prompt, per sample
     score: Tensor | None = None  # like the sample: x0, noise or velocity
     reward: Tensor | None = None  # [N]
+
+    def distribution(self) -> Logits | TopK:
+        """What is known of the distribution over classes: the logits, or a top k if there are none."""
+        return self.topk if self.logits is None and self.topk is not None else self.need("logits")
 
     def need(self, kind: Kind) -> Any:
         """The field `kind`; LookupError that names what was given if the teacher did not give it."""

@@ -88,9 +88,11 @@ class Train:
         source = run.sources(self.data)["train"]
         if len(source) == 0:
             raise RunError("the training split is empty; give more data or a smaller share to hold out")
-        for name, teacher in run.teachers.items() if self.method.needs else ():
-            check_gives(name, teacher, self.method.needs)
         run.horizon, run.step = self._planned(run), 0
+        for name, teacher in run.teachers.items() if self.method.needs else ():
+            check_gives(name, teacher, self.method.needs, takes_topk=getattr(self.method, "takes_topk", False))
+            if hasattr(teacher, "check"):  # stored signals know what they can serve
+                teacher.check(self.method, source, -(-run.horizon * self.batch // len(source)))  # type: ignore[attr-defined]
         torch.manual_seed(run.seed)
         student = spec.build(run).to(run.device).train()
         if self.checkpointing:

@@ -29,9 +29,11 @@ def freeze(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
-def check_gives(name: str, teacher: Teacher, needs: frozenset[Kind]) -> None:
-    """Refuse a teacher that cannot give what the method needs."""
+def check_gives(name: str, teacher: Teacher, needs: frozenset[Kind], *, takes_topk: bool = False) -> None:
+    """Refuse a teacher that cannot give what the method needs; `takes_topk`: a top k will do in place of logits."""
     missing = needs - teacher.gives
+    if takes_topk and "topk" in teacher.gives:
+        missing -= {"logits"}
     if missing:
         raise TeacherMismatch(
             f"the method needs {', '.join(sorted(missing))} from teacher {name!r}, which gives "

@@ -39,9 +39,11 @@ class Augment:
 
     shift: int = 0  # pixels at most, each way; the border is repeated
     flip: bool = False  # left to right, every other time
+    draws: int | None = None  # after so many epochs the same changes come again, for stored signals; None: never
 
     def __call__(self, images: Tensor, items: Sequence[int], epoch: int, seed: int) -> Tensor:
         """Changed images `[B, C, H, W]`; `items` are their numbers in the split."""
+        epoch = epoch if self.draws is None else epoch % self.draws
         bits = [seed_of(seed, "augment", item, epoch) for item in items]
         span = 2 * self.shift + 1
         down = torch.tensor([b % span - self.shift for b in bits])

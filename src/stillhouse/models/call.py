@@ -7,6 +7,7 @@ In language batches `labels[b, t]` is the token that follows `inputs["tokens"][b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,15 @@ def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     for param in module.parameters():
         param.data = param.data.to(dtype)
     return module
+
+
+def weights_hash(module: nn.Module) -> str:
+    """One SHA-256 over the names, types and values of all weights and buffers that are saved."""
+    total = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        total.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def weight_of(batch: Batch) -> Tensor:

@@ -65,7 +65,7 @@ class FDivergence(ABC):
         A temperature that is learned gets its gradient on dense logits only; for `HeadLogits` it is a constant.
         """
         fused.check_classes(student, teacher)
-        check_temperature(teacher, temperature)
+        check_top(self, teacher, temperature)
         if isinstance(student, HeadLogits):
             rule = Match(self, _number(temperature))
             return fused.apply(rule, student, teacher, weight=weight, **_tensor(temperature))[0]
@@ -300,7 +300,7 @@ def mixed(
         matched = divergence(student, teacher, temperature=temperature, weight=weight)
         nll = cross_entropy(student, labels, weight=weight)
         return Mixed(alpha * matched + (1 - alpha) * nll, matched.detach(), nll.detach())
-    check_temperature(teacher, temperature)
+    check_top(divergence, teacher, temperature)
     rule = MatchAndLabel(Match(divergence, _number(temperature)), alpha)
     total, columns = fused.apply(rule, student, teacher, weight=weight, labels=labels, **_tensor(temperature))
     if weight is not None:
@@ -427,7 +427,8 @@ def dense(values: Callable[..., Tensor], student: Tensor, *items: Any, weight: T
 def _pick(x: Any, shape: torch.Size, rows: Tensor) -> Any:
     """The items `rows` of anything that has item axes."""
     if isinstance(x, TopK):
-        return TopK(*(_pick(part, shape, rows) for part in (x.values, x.index, x.rest)))
+        values, index, rest = (_pick(part, shape, rows) for part in (x.values, x.index, x.rest))
+        return replace(x, values=values, index=index, rest=rest)
     if isinstance(x, HeadLogits):
         return replace(x, hidden=_pick(x.hidden, shape, rows))
     return x.reshape(-1, *x.shape[len(shape) :])[rows] if isinstance(x, Tensor) else x
@@ -450,9 +451,19 @@ def log_probabilities(student: Tensor, teacher: Logits | TopK, temperature: floa
     return log_softmax(student, temperature), log_softmax(teacher.to(dtype), temperature)
 
 
-def check_temperature(teacher: Logits | TopK, temperature: float | Tensor) -> None:
-    """A top k at one temperature says nothing about another: the classes it left out would no longer be few."""
-    if isinstance(teacher, TopK) and (isinstance(temperature, Tensor) or temperature != 1.0):
+def check_top(divergence: FDivergence, teacher: Logits | TopK, temperature: float | Tensor) -> None:
+    """A top k at one temperature says nothing about another: the classes it left out would no longer be few.
+
+    And drawn classes are right on average in what is linear in the teacher's probabilities, which only forward KL is.
+    """
+    if not isinstance(teacher, TopK):
+        return
+    if teacher.sampled and divergence not in (ForwardKL(), JSD(beta=0.0)):
+        raise ValueError(
+            f"classes drawn from the teacher are unbiased for forward KL alone, not for {type(divergence).__name__}: use "
+            "ForwardKL, or keep the teacher's top k or hidden states instead"
+        )
+    if isinstance(temperature, Tensor) or temperature != 1.0:
         raise ValueError(
             "a top-k teacher is only known at temperature 1 (64 classes that hold 88% of the mass there held 26% at "
             "temperature 2): use temperature=1, or keep the teacher's hidden states (HeadLogits) instead"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -106,7 +106,8 @@ def check_classes(student: Logits, teacher: Logits | TopK | None) -> None:
     items = teacher.rest.shape if isinstance(teacher, TopK) else teacher.shape[:-1]
     if items != student.shape[:-1]:
         raise ValueError(f"student has items {[*student.shape[:-1]]}, teacher {[*items]}: align them first")
-    if not isinstance(teacher, TopK) and (ours := student.shape[-1]) != (theirs := teacher.shape[-1]):
+    theirs = teacher.classes if isinstance(teacher, TopK) else teacher.shape[-1]
+    if theirs is not None and (ours := student.shape[-1]) != theirs:
         raise ValueError(
             f"student has {ours:,} classes, teacher {theirs:,}: if only padding differs, trim both to the real number "
             "with HeadLogits.trim(n) or logits[..., :n]; if the tokenizers differ, align them first"
@@ -164,7 +165,7 @@ def _flat(logits: Any) -> Any:
     if isinstance(logits, TopK):
         k = logits.values.shape[-1]
         values = logits.values.detach().reshape(-1, k)
-        return TopK(values, logits.index.reshape(-1, k), logits.rest.detach().reshape(-1))
+        return replace(logits, values=values, index=logits.index.reshape(-1, k), rest=logits.rest.detach().reshape(-1))
     return None if logits is None else logits.detach().reshape(-1, logits.shape[-1])
 
 
@@ -387,17 +388,20 @@ def _accumulate(total: Tensor, dz: Tensor, hidden: Tensor, product: torch.dtype)
         total.addmm_(dz.T, hidden.to(dz.dtype))
 
 
-def compare(student: Logits, teacher: Logits | None, labels: Tensor, *, weight: Tensor | None = None) -> dict[str, Tensor]:
+def compare(
+    student: Logits, teacher: Logits | TopK | None, labels: Tensor, *, weight: Tensor | None = None
+) -> dict[str, Tensor]:
     """Everything an evaluation asks of the logits, in one pass without gradients; each value is [*N].
 
     `nll`, `confidence` (the student's highest probability) and `correct` (1 if its most likely class is the label)
     need no teacher. `teacher_nll`, `teacher_correct`, `forward_kl` = KL(p ‖ q), `reverse_kl` = KL(q ‖ p) and `agree`
-    (1 if both find the same class most likely) do. Items of weight 0 or with a negative label are 0 throughout;
-    other weights are not multiplied in.
+    (1 if both find the same class most likely) do. Of a top-k teacher only the last three are known, the divergences
+    over the k classes and "any other", which makes them a little smaller. Items of weight 0 or with a negative label
+    are 0 throughout; other weights are not multiplied in.
     """
     counted = labels >= 0
     counted = counted if weight is None else counted & (weight != 0)
-    rule = Comparison(with_teacher=teacher is not None)
+    rule = Comparison("none" if teacher is None else "top" if isinstance(teacher, TopK) else "all")
     columns = survey(rule, student, teacher, weight=counted, labels=labels)
     return dict(zip(rule.names, columns.unbind(-1), strict=True))
 
@@ -406,13 +410,14 @@ def compare(student: Logits, teacher: Logits | None, labels: Tensor, *, weight: 
 class Comparison:
     """The rule of `compare`."""
 
-    with_teacher: bool = True
+    teacher: Literal["none", "top", "all"] = "all"  # how much of its distribution is known
 
     @property
     def names(self) -> tuple[str, ...]:
         alone = ("nll", "confidence", "correct")
-        beside = ("teacher_nll", "teacher_correct", "forward_kl", "reverse_kl", "agree")
-        return alone + beside if self.with_teacher else alone
+        beside = ("forward_kl", "reverse_kl", "agree")
+        teachers = ("teacher_nll", "teacher_correct")
+        return {"none": alone, "top": alone + beside, "all": alone + beside + teachers}[self.teacher]
 
     @property
     def columns(self) -> int:
@@ -423,11 +428,20 @@ class Comparison:
         log_q = block.student.log_softmax(-1)
         top, choice = log_q.max(-1, keepdim=True)
         found = [-log_q.gather(-1, labels), top.exp(), choice == labels]
-        if self.with_teacher:
-            log_p = block.dense().log_softmax(-1)
+        if isinstance(block.teacher, TopK):
+            top = block.teacher
+            rest = log_q.scatter(-1, top.index, -torch.inf).logsumexp(-1, keepdim=True)
+            log_q = torch.cat([log_q.gather(-1, top.index), rest], -1).clamp_(min=IMPOSSIBLE)
+            log_p = torch.cat([top.values, top.rest.unsqueeze(-1)], -1).to(log_q.dtype).clamp_(min=IMPOSSIBLE)
+            found += [*_apart(log_q, log_p), top.index.gather(-1, top.values.argmax(-1, keepdim=True)) == choice]
+        elif block.teacher is not None:
+            log_p = block.teacher.log_softmax(-1)
             other = log_p.argmax(-1, keepdim=True)
-            ratio = log_p - log_q
-            kl = (log_p.exp() * ratio).sum(-1, keepdim=True)
-            reverse = -log_q.exp().mul_(ratio).sum(-1, keepdim=True)
-            found += [-log_p.gather(-1, labels), other == labels, kl, reverse, other == choice]
+            found += [*_apart(log_q, log_p), other == choice, -log_p.gather(-1, labels), other == labels]
         return torch.cat([column.to(log_q.dtype) for column in found], -1)
+
+
+def _apart(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p ‖ q) and KL(q ‖ p), [n, 1] each."""
+    ratio = log_p - log_q
+    return (log_p.exp() * ratio).sum(-1, keepdim=True), -log_q.exp().mul_(ratio).sum(-1, keepdim=True)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..core.run import Run
-from ..core.signal import Batch, HeadLogits, Kind, Signal
+from ..core.signal import Batch, HeadLogits, Kind, Signal, TopK
 from ..core.teacher import TeacherMismatch, freeze
-from ..models.call import logits_of
+from ..models.call import logits_of, weights_hash
 from ..models.hub import CausalLM, HubLM, StageLM
 
 
@@ -19,13 +19,17 @@ class LocalTeacher:
 
     gives: frozenset[Kind] = frozenset({"logits"})
 
-    def __init__(self, module: CausalLM):
-        self.module = freeze(module)
+    def __init__(self, module: CausalLM, name: str = ""):
+        self.module, self.name = freeze(module), name
 
     @torch.no_grad()
     def __call__(self, batch: Batch, want: frozenset[Kind]) -> Signal:
         """`HeadLogits` `[B, T, V]` for a language batch."""
         return Signal(logits=logits_of(self.module, batch))
+
+    def identity(self) -> dict[str, Any]:
+        """What makes its answers what they are: kept with stored signals."""
+        return {"name": self.name, "weights": weights_hash(self.module), "temperature": self.module.temperature}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class LocalLM:
         check_tokenizers(run.recipe.student.tokenizer(run), self.model.tokenizer(run))
         module: Any = self.model.build(run)
         module.temperature = self.temperature
-        return LocalTeacher(module.to(run.device))
+        return LocalTeacher(module.to(run.device), getattr(self.model, "path", ""))
 
 
 def check_tokenizers(student: Any, teacher: Any) -> None:
@@ -63,10 +67,14 @@ def check_tokenizers(student: Any, teacher: Any) -> None:
 
 
 def same_classes(student: Any, teacher: Any) -> tuple[Any, Any]:
-    """Trim two `HeadLogits` to their common classes: rows beyond them only pad the vocabulary of one of the two.
+    """Trim both sides to their common classes: rows beyond them only pad the vocabulary of one of the two.
 
     The tokenizers are the same (`check_tokenizers`), so the classes that both heads have are all the tokens there are.
     """
+    if isinstance(teacher, TopK) and teacher.classes is not None and student.shape[-1] > teacher.classes:
+        return (
+            student.trim(teacher.classes) if isinstance(student, HeadLogits) else student[..., : teacher.classes]
+        ), teacher
     if isinstance(student, HeadLogits) and isinstance(teacher, HeadLogits):
         common = min(student.vocabulary, teacher.vocabulary)
         if student.vocabulary != teacher.vocabulary:

@@ -11,7 +11,7 @@ from torch import nn
 from ..core.run import Run, seed_of
 from ..core.signal import Batch, Kind, Signal
 from ..core.teacher import freeze
-from ..models.call import logits_of
+from ..models.call import logits_of, weights_hash
 
 
 class Frozen:
@@ -26,6 +26,10 @@ class Frozen:
     def __call__(self, batch: Batch, want: frozenset[Kind]) -> Signal:
         """Logits `[*N, V]` of the batch's items."""
         return Signal(logits=logits_of(self.module, batch))
+
+    def identity(self) -> dict[str, Any]:
+        """What makes its answers what they are: kept with stored signals."""
+        return {"name": type(self.module).__name__, "weights": weights_hash(self.module)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,7 @@ class GKD:
     labels: float = 0.0  # share of cross-entropy with the data's tokens
     sampling: Sampling = Sampling(temperature=1.0, max_new=128)
     needs: ClassVar[frozenset[Kind]] = frozenset({"logits"})
+    takes_topk: ClassVar[bool] = True
 
     def setup(self, student: nn.Module, run: Run) -> State:
         """The student alone."""
@@ -71,7 +72,7 @@ class GKD:
         if own:
             batch = rollout(s.student, batch, self.sampling, seed=seed_of(run.seed, "rollout", run.step))
         weight = weight_of(batch)
-        z, z_teacher = same_classes(logits_of(s.student, batch), run.teacher(batch, self.needs).need("logits"))
+        z, z_teacher = same_classes(logits_of(s.student, batch), run.teacher(batch, self.needs).distribution())
         logs: dict[str, Tensor] = {}
         if own or self.labels == 0.0:
             total = self.divergence(z, z_teacher, temperature=self.temperature, weight=weight)

@@ -56,6 +56,7 @@ class Hinton:
     temperature: float = 4.0
     alpha: float = 0.9  # weight of the soft term
     needs: ClassVar[frozenset[Kind]] = frozenset({"logits"})
+    takes_topk: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -69,7 +70,7 @@ class Hinton:
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """One update over all items."""
-        teacher = run.teacher(batch, self.needs).need("logits")
+        teacher = run.teacher(batch, self.needs).distribution()
         student, teacher = same_classes(logits_of(s.student, batch), teacher)
         weight = weight_of(batch)
         soft = self.alpha * self.temperature**2

@@ -1,0 +1,95 @@
+"""Stored signals as a teacher: it answers what it was asked at the capture, and refuses everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..core.signal import Batch, Kind, Signal
+from ..core.teacher import TeacherMismatch
+from . import formats
+from .hidden import with_head
+from .items import put
+from .keys import Places, places_of
+from .store import Store
+
+CHECKED = 64  # rows at a time
+
+
+class StoredTeacher:
+    """Gives what the signals in a store hold, for batches of the very documents or images that were labelled."""
+
+    def __init__(self, store: Store, module: Callable[[], Any] | None = None):
+        self.store, self._module = store, module
+        self.format: formats.Format = formats.build(store.header["format"])
+        self.facts: dict[str, Any] = store.header["facts"]
+        self.gives: frozenset[Kind] = self.format.kinds
+
+    def __call__(self, batch: Batch, want: frozenset[Kind]) -> Signal:
+        """The stored signal on the batch's item axes; NaN for items that do not count."""
+        places = places_of(batch)
+        device = batch["labels"].device
+        return with_head(put(self.items(places), places, device), device)
+
+    @property
+    def module(self) -> Any:
+        """The model behind the signals, loaded anew and kept by nobody; AttributeError if it is not known."""
+        if self._module is None:
+            raise AttributeError("stored signals have no module")
+        return self._module()
+
+    def items(self, places: Places) -> Signal:
+        """The stored signal of some places, with one item axis."""
+        found = self.store.find(places.keys)
+        if (found < 0).any():
+            raise TeacherMismatch(self._missing(int((found < 0).sum()), len(found)))
+        pairs = [self.store.record(number) for number in found.tolist()]
+        return self.format.decode([data for data, _ in pairs], [items for _, items in pairs], self.facts, self.store.folder)
+
+    def _missing(self, missing: int, asked: int) -> str:
+        return (
+            f"the signals in {self.store.folder} hold no answer for {missing:,} of {asked:,} documents (or images): they "
+            "were made for other data, another --length, tokenizer or augmentation draw, or the method asks about text "
+            "that the student writes; label these data, or give the teacher itself"
+        )
+
+    def check(self, method: Any, source: Any, epochs: int = 1) -> None:
+        """Refuse, before the first step, a method or data that these signals cannot serve; TeacherMismatch says why."""
+        if "topk" in self.gives:
+            self._check_temperature(getattr(method, "temperature", 1.0))
+        if getattr(method, "on_policy", 0.0):
+            raise TeacherMismatch(
+                "the method asks about text that the student writes, and stored signals answer for given text only: "
+                "--set train.method.on_policy=0, or give the teacher itself"
+            )
+        missing, asked = 0, 0
+        first = source.batch(range(min(CHECKED, len(source))), 0)
+        if isinstance(first["inputs"], dict) and "document" in first["inputs"]:
+            for begin in range(0, len(source), CHECKED):
+                batch = source.batch(range(begin, min(begin + CHECKED, len(source))), 0) if begin else first
+                found = self.store.find(places_of(batch).keys)
+                missing, asked = missing + int((found < 0).sum()), asked + len(found)
+        else:
+            for epoch in range(epochs):
+                batch = source.batch([0], epoch) if epoch else first
+                found = self.store.find(places_of(batch).keys)
+                missing, asked = missing + int((found < 0).sum()), asked + len(found)
+                if missing and epoch:
+                    raise TeacherMismatch(
+                        f"the signals in {self.store.folder} hold {epoch} augmentation draws of an image and this training "
+                        f"asks for {epochs}: label with --draws {epochs}, or let the draws repeat (augment.draws={epoch})"
+                    )
+        if missing:
+            raise TeacherMismatch(self._missing(missing, asked))
+
+    def _check_temperature(self, temperature: float) -> None:
+        if temperature == 1.0:
+            return
+        mass = (self.store.done or {}).get("fidelity", {}).get("mass_at", {})
+        known = f"{mass['1']:.0%} of this teacher's mass at temperature 1" if "1" in mass else "most of the mass at 1"
+        nearest = min(mass, key=lambda t: abs(float(t) - temperature), default=None)
+        there = f" and {mass[nearest]:.0%} at {nearest}" if nearest not in (None, "1") else ""
+        raise TeacherMismatch(
+            f"these signals keep the likeliest classes, which hold {known}{there}, and the method compares at temperature "
+            f"{temperature:g}: use temperature 1, or label with --signal hidden:float16"
+        )
