@@ -23,6 +23,10 @@ from stillhouse.core.recipe import Recipe, RecipeError
 from stillhouse.core.run import Interrupted, Run
 from stillhouse.core.stage import Train, execute
 from stillhouse.reports import html
+from stillhouse.signals.hidden import Hidden
+from stillhouse.signals.label import Label
+from stillhouse.signals.raw import Raw
+from stillhouse.teachers.cached import Cached
 
 torch.set_num_threads(1)
 METHODS = sorted(catalogue())
@@ -117,6 +121,40 @@ def test_accumulation_changes_nothing(name: str, finished: Any, tmp_path: Path):
 
     whole, split, start = weights(1, SGD.lr), weights(made.stages[stage].batch, SGD.lr), weights(1, 0.0)
     assert apart(whole, split) < 1e-4 * apart(whole, start)
+
+
+def offline(name: str) -> Recipe | None:
+    """The smoke recipe as far as stored signals can serve it, three steps of one item at a time; None if they cannot."""
+    made = recipe(name)
+    if not any(isinstance(stage, Train) for stage in made.stages.values()):
+        return None
+    stage = trained_stage(made)
+    method = made.stages[stage].method
+    if not method.needs or (hasattr(method, "sampling") and not hasattr(method, "on_policy")):
+        return None  # it asks no teacher, or only about what the student writes
+    if hasattr(method, "on_policy"):
+        made = made.set(f"{stage}.method.on_policy", 0.0)
+    return made.set(f"{stage}.steps", 3).set(f"{stage}.accumulate", made.stages[stage].batch)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if offline(name) is not None])
+def test_a_stored_teacher_teaches_to_the_same_bits(name: str, finished: Any, tmp_path: Path):
+    made = offline(name)
+    assert made is not None
+    stage = trained_stage(made)
+    text = hasattr(made.data, "length")
+    label = Label(format=Hidden(dtype="float32") if text else Raw(kind="logits"), batch=1, teacher=made.teachers["teacher"])
+    position = list(made.stages).index(stage)
+    stages = list(made.stages.items())
+    with_label = dict([*stages[:position], ("label", label), *stages[position:]])
+    stored = replace(made, stages=with_label, teachers={"teacher": Cached(stage="label")})
+    weights: list[dict[str, torch.Tensor]] = []
+    for number, changed in enumerate((made, stored)):
+        first = "label" if number else stage
+        run, part = before(first, finished(name), tmp_path / str(number), changed)
+        execute(replace(part, stages={n: s for n, s in changed.stages.items() if n in (*part.stages, stage)}), run)
+        weights.append((changed.stages[stage].student or changed.student).load(run.path(stage), run).state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 class StopAt:

@@ -262,6 +262,8 @@ def _size(path: str, cut: Any = None) -> _Size:
 
     config = load_config(path)
     if cut is not None:
+        if (cut.layers or 0) > config.num_hidden_layers:
+            raise RunError(f"cannot keep {cut.layers} of {config.num_hidden_layers} layers")  # as the cut itself would say
         config.num_hidden_layers = len(cut.keep) or cut.layers or config.num_hidden_layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: config.num_hidden_layers]

@@ -78,6 +78,12 @@ def test_an_audit_of_what_was_not_trained(run: Run):
         execute(recipe(train=TRAIN, audit=Audit(subjects=("trian",), checks=(Count(),))), run)
 
 
+def test_an_audit_before_what_it_judges_is_refused_before_the_training(run: Run):
+    with pytest.raises(RunError, match="judges 'train', which comes after it"):
+        execute(recipe(audit=Audit(subjects=("start", "train"), checks=(Count(),)), train=TRAIN), run)
+    assert run.read("events.jsonl") == []
+
+
 def test_nothing_to_train_on(run: Run):
     with pytest.raises(RunError, match="the training split is empty"):
         execute(replace(recipe(train=TRAIN), data=Clusters(train=0)), run)

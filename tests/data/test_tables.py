@@ -58,6 +58,8 @@ def test_compressed_and_marked(tmp_path: Path, name: str) -> None:
 def test_text_is_cut_at_blank_lines(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\nstill one\n\n\n\n  two\n\n")
     assert read_rows(tmp_path / "a.txt") == [{"text": "one\nstill one"}, {"text": "  two"}]
+    (tmp_path / "a.txt").write_text(" = Title = \n \n some words \n \t\n more\n")  # as WikiText has it
+    assert read_rows(tmp_path / "a.txt") == [{"text": " = Title = "}, {"text": " some words "}, {"text": " more"}]
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"zipped"))
     assert read_rows(tmp_path / "a.txt.gz") == [{"text": "zipped"}]
 

@@ -27,6 +27,7 @@ from ..teachers.local import same_classes
 from .significance import FEWEST, bootstrap, bootstrap_mean, paired_bootstrap
 
 BINS = 15
+PARTIAL = "over the classes that the teacher's signals keep, and any other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class HeldOutText:
         """Sums per document (`tokens` counts them), facts about the model, reliability bins."""
         examples: list[Tensor] = []
         columns: dict[str, list[Tensor]] = {}
-        seconds, speed = 0.0, 0.0
+        seconds, speed, partial = 0.0, 0.0, False
         for begin in range(0, len(source), self.batch):
             batch = to_device(source.batch(range(begin, min(begin + self.batch, len(source))), 0), run.device)
             clock = time.perf_counter()
@@ -97,6 +98,7 @@ class HeldOutText:
             answer = None if teacher is None else _answer(student, teacher(batch, frozenset({"logits"})))
             if answer is not None:
                 student, answer = same_classes(student, answer)
+            partial |= isinstance(answer, TopK)
             weight = weight_of(batch)
             found = compare(student, answer, batch["labels"], weight=weight)
             kept = weight > 0
@@ -124,6 +126,7 @@ class HeldOutText:
         facts = {
             "parameters": float(sum({id(p): p.numel() for p in module.parameters()}.values())),
             "tokens_per_second": speed,
+            "partial": float(partial),
         }
         return sums, facts, bins
 
@@ -138,7 +141,8 @@ class HeldOutText:
             value = bootstrap_mean(sums[metric], sums["tokens"], draws=self.draws, seed=run.seed)
             finding = Finding(
                 name=metric, value=value.value, low=value.low, high=value.high, n=n, over="documents",
-                better="higher" if metric in ("agreement", "accuracy") else "lower", unit=_UNITS.get(metric, ""), **common,
+                better="higher" if metric in ("agreement", "accuracy") else "lower", unit=_UNITS.get(metric, ""),
+                note=PARTIAL if facts["partial"] and metric in ("kl", "reverse_kl") else "", **common,
             )  # fmt: skip
             yield finding
             if metric == "nll":

@@ -245,6 +245,7 @@ class LazyTeachers(Mapping[str, Teacher]):
 
 def execute(recipe: Recipe, run: Run) -> None:
     """Run the stages that are not done yet, in order."""
+    _check_order(recipe)
     run.recipe = recipe
     run.teachers = LazyTeachers(recipe.teachers, run)
     for name, stage in recipe.stages.items():
@@ -255,6 +256,16 @@ def execute(recipe: Recipe, run: Run) -> None:
         began = time.monotonic()
         stage(run)
         run.event("stage", state="done", seconds=time.monotonic() - began)
+
+
+def _check_order(recipe: Recipe) -> None:
+    """An audit that stands before what it judges would only be noticed after hours of training."""
+    before: set[str] = set()
+    for name, stage in recipe.stages.items():
+        late = [s for s in getattr(stage, "subjects", ()) if s in recipe.stages and s not in before]
+        if late:
+            raise RunError(f"stage {name!r} judges {late[0]!r}, which comes after it: move {name!r} to the end of the stages")
+        before.add(name)
 
 
 @contextmanager

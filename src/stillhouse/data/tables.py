@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def _parquet(file: Path, run: Run | None) -> Iterator[Row]:
 
 def _text(file: Path, run: Run | None) -> Iterator[Row]:
     with _open(file) as text:
-        for block in text.read().split("\n\n"):
+        for block in re.split(r"\n[ \t]*\n", text.read()):  # a line of blanks separates as well as an empty one
             if block.strip():
                 yield {"text": block.strip("\n")}
 

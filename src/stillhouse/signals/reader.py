@@ -57,7 +57,7 @@ class StoredTeacher:
         """Refuse, before the first step, a method or data that these signals cannot serve; TeacherMismatch says why."""
         if "topk" in self.gives:
             self._check_temperature(getattr(method, "temperature", 1.0))
-        if getattr(method, "on_policy", 0.0):
+        if hasattr(method, "sampling") and getattr(method, "on_policy", 1.0) > 0:
             raise TeacherMismatch(
                 "the method asks about text that the student writes, and stored signals answer for given text only: "
                 "--set train.method.on_policy=0, or give the teacher itself"
