@@ -58,7 +58,7 @@ class Clock:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--texts", type=int, default=300, help="docstrings to learn from")
+    parser.add_argument("--texts", type=int, default=150, help="docstrings to learn from")
     parser.add_argument("--signals", nargs="*", default=["topk:64", "hidden:float16"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cached.json")
     args = parser.parse_args()
@@ -85,8 +85,9 @@ def main() -> None:
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, found in arms.items():
         print(
-            f"{name:16} capture {found['capture_seconds']:6.0f} s  training {found['training_seconds']:6.0f} s, of it teacher "
-            f"{found['teacher_seconds']:6.1f} s  {found['over_live']:.2f}x live  {found['bytes_per_token']:7.1f} bytes/token"
+            f"{name:16} capture {found['capture_seconds']:6.0f} s  training {found['training_seconds']:6.0f} s, "
+            f"of it teacher {found['teacher_seconds']:6.1f} s  {found['over_live']:.2f}x live  "
+            f"{found['bytes_per_token']:7.1f} bytes/token"
         )
 
 

@@ -159,13 +159,16 @@ def states(tokens: int) -> tuple[Any, dict[str, Any]]:
         for text in texts if len(stream) <= tokens else ():
             stream += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     ids = torch.tensor(stream[: tokens + 1])
+    began = time.process_time()
     with torch.no_grad():
         parts = [model(row[None]) for row in ids[:-1].split(LENGTH)]
     head = HeadLogits(torch.cat([part.hidden[0] for part in parts]), parts[0].weight.detach())
     z = written_down(head)
-    nll = sum(torch.nn.functional.cross_entropy(a, b, reduction="sum") for a, b in zip(z.split(256), ids[1:].split(256)))
+    pace = float(f"{tokens / (time.process_time() - began):.3g}")  # what encoding should be compared with
+    pairs = zip(z.split(256), ids[1:].split(256), strict=True)
+    nll = sum(torch.nn.functional.cross_entropy(*pair, reduction="sum") for pair in pairs)
     told = {"name": "SmolLM2-135M-Instruct", "package": TEACHER.partition(":")[2], "tokens": tokens, "window": LENGTH}
-    return head, told | {"text": "docstrings of Python's standard library", "nll": float(nll / tokens)}
+    return head, told | {"text": "docstrings of Python's standard library", "nll": float(nll / tokens), "forward": pace}
 
 
 def written_down(head: Any) -> Any:
@@ -509,15 +512,15 @@ def _write(packer: Any, parts: Any, top: Callable[[Any], Any]) -> None:
 
 def table(report: dict[str, Any]) -> str:
     """The numbers in columns."""
-    lines = [f"{'codec':38}{'B':>7}{'B wide':>8}{'encode':>10}{'decode':>10}{'wide':>9}{'KL':>9}{'p99':>9}{'max':>9}"
+    lines = [f"{'codec':38}{'B':>7}{'B wide':>8}{'encode':>10}{'decode':>12}{'wide':>12}{'KL':>9}{'p99':>9}{'max':>9}"
              f"{'KL+rest':>9}{'TV':>9}"]  # fmt: skip
     for one in report["rows"]:
         kl, own = one.get("codec_kl", {}), one.get("codec_kl_with_rest", {})
         cells = [f"{kl[key]:9.1e}" if kl else f"{'':9}" for key in ("mean", "p99", "max")]
         cells.append(f"{own['mean']:9.1e}" if own else f"{'':9}")
-        wide = f"{one['decode_wide']:9,.0f}" if "decode_wide" in one else f"{'':9}"
+        wide = f"{one['decode_wide']:12,.0f}" if "decode_wide" in one else f"{'':12}"
         lines.append(
-            f"{one['codec']:38}{one['bytes']:7.0f}{one['bytes_wide']:8.0f}{one['encode']:10,.0f}{one['decode']:10,.0f}"
+            f"{one['codec']:38}{one['bytes']:7.0f}{one['bytes_wide']:8.0f}{one['encode']:10,.0f}{one['decode']:12,.0f}"
             f"{wide}{''.join(cells)}{one['tv']:9.4f}"
         )
     return "\n".join(lines)
@@ -529,38 +532,70 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True,
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
 }  # fmt: skip
-SIDES = {  # where the words of a point stand, per panel, if not to its right: (x, y) in points, alignment
-}
+NAMES = {  # short ones for the figure
+    "int32 + float16, k=64": "int32 + float16, top 64", "JSON token_id:N, k=64": "JSON, top 64",
+    "DistillKit recommended, k=128": "recommended, top 128", "DistillKit quick-start, k=128": "quick-start, top 128",
+    "DistillKit budget, k=50": "budget, top 50", "DistillKit recommended + normalize_t": "recommended + normalize_t",
+}  # fmt: skip
+SIDES: dict[str, dict[str, tuple[float, float, str]]] = {  # where a point's words stand if not on its right, in points
+    "left": {
+        "topk:32": (-7, 0, "right"), "topk:50": (0, -15, "center"), "topk:64": (0, 15, "center"),
+        "hidden:float32": (-7, 0, "right"), "DistillKit quick-start, k=128": (7, -4, "left"),
+        "DistillKit recommended + normalize_t": (7, 4, "left"),
+    },
+    "right": {
+        "sampled:50": (-7, -6, "right"), "topk:32": (-7, -3, "right"), "topk:50": (-7, -5, "right"),
+        "topk:64": (-9, -10, "right"), "topk:128": (-7, -8, "right"), "int32 + float16, k=64": (8, 7, "left"),
+        "DistillKit recommended, k=128": (0, 24, "left"), "DistillKit recommended + normalize_t": (34, -24, "left"),
+        "DistillKit quick-start, k=128": (8, 0, "left"),
+    },
+}  # fmt: skip
 
 
 def figure(report: dict[str, Any], file: Path) -> None:
     """Bytes against error, codec alone and with what is cut off."""
-    import matplotlib
+    import matplotlib.lines
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    rows, teacher = report["rows"], report["teacher"]
     with matplotlib.rc_context(STYLE):
-        canvas = Figure(figsize=(11.5, 6.0), layout="constrained", facecolor="white")
+        canvas = Figure(figsize=(12.5, 7.2), layout="constrained", facecolor="white")
         FigureCanvasSVG(canvas)
         left, right = canvas.subplots(1, 2)
-        panels = (
-            (left, [(one, one["codec_kl"]["mean"]) for one in report["rows"] if "codec_kl" in one], 1e-9,
-             "What the bytes themselves lose", "KL of the codec, nats (mean over tokens)"),
-            (right, [(one, one["tv"]) for one in report["rows"]], 1e-4,
-             "What a student is shown, against the whole teacher", "total variation (mean over tokens)"),
-        )  # fmt: skip
-        for axes, points, floor, title, label in panels:
-            for one, value in points:
-                x, y = one["bytes"], max(value, floor)
-                colour = COLOURS[one["tool"]]
-                axes.plot(x, y, "o", color=colour, markersize=6)
-                (dx, dy), side = SIDES.get((title[5:7], one["codec"]), ((7, 0), "left"))
-                name = one["codec"].removeprefix("DistillKit ").split(", k=128")[0] if one["tool"] == "DistillKit" else one["codec"]
+        points = {
+            "left": [(one, one["codec_kl"]["mean"]) for one in rows if "codec_kl" in one],
+            "right": [(one, one["tv"]) for one in rows],
+        }
+        for (side, found), axes, floor in zip(points.items(), (left, right), (1e-8, 1e-4), strict=True):
+            axes.axhspan(floor / 2.2, floor * 1.6, color="#f0f0f0", linewidth=0)
+            axes.text(12.5, floor * 0.86, "nothing lost", color="#6b6b6b", fontsize=7.5, va="center")
+            for one, value in found:
+                at, colour = (one["bytes"], max(value, floor * 0.86)), COLOURS[one["tool"]]
+                axes.plot(*at, "o", color=colour, markersize=6)
+                dx, dy, where = SIDES[side].get(one["codec"], (7, 0, "left"))
+                words = NAMES.get(one["codec"], one["codec"]) + (f"\n{pace(one['decode'])}" if side == "left" else "")
+                line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkB": 3} if abs(dy) > 20 else None
                 axes.annotate(
-                    f"{name}\n{pace(one['decode'])}", (x, y), (dx, dy), textcoords="offset points", ha=side, va="center",
-                    color=colour, fontsize=7.5, linespacing=1.15,
+                    words, at, (dx, dy), ha=where, va="center", textcoords="offset points", color=colour, fontsize=8,
+                    linespacing=1.15, arrowprops=line,
                 )  # fmt: skip
-            axes.set(xscale="log", yscale="log", xlim=(12, 11_000), xlabel="bytes per token", title=title, ylabel=label)
+            axes.set(xscale="log", yscale="log", xlim=(12, 16_000), xlabel="bytes per token")
+            axes.set_xticks((16, 32, 64, 128, 256, 512, 1024, 2048, 4096), minor=False)
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.minorticks_off()
+            axes.set_ylim(bottom=floor / 2.2)
+        note = "sampled: drawn, not rounded, so not here"
+        left.text(0.99, 0.985, note, transform=left.transAxes, ha="right", va="top", color="#6b6b6b", fontsize=8)
+        left.set(title="What the bytes lose", ylabel="KL of what is kept to what is read back, nats")
+        right.set(title="What a student is shown", ylabel="total variation to the teacher's whole distribution")
+        marks = [matplotlib.lines.Line2D([], [], marker="o", linestyle="", color=colour) for colour in COLOURS.values()]
+        right.legend(marks, ["Stillhouse", "DistillKit", "plain top k"], loc="lower left", bbox_to_anchor=(0.01, 0.14))
+        canvas.suptitle(
+            f"Stored signals of {teacher['name']} ({teacher['classes']:,} classes), means over {teacher['tokens']:,} tokens "
+            "of docstrings; on the left with the tokens decoded per CPU second",
+            x=0.01, ha="left", fontsize=9.5, color="#444444",
+        )  # fmt: skip
         canvas.savefig(file, metadata={"Date": None, "Creator": None})
 
 

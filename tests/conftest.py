@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ["language"]  # tiny language models
+pytest_plugins = ["language", "servers"]  # tiny language models, and a server that serves them
 
 
 @pytest.fixture

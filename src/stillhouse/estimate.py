@@ -17,7 +17,10 @@ from .cli.machine import free_memory, size
 from .core.recipe import Recipe
 from .core.run import Run, RunError, best_device
 from .core.stage import Audit, Train
+from .models.hub import load_tokenizer
 from .signals.label import Label
+from .signals.tokenizers import classes_of
+from .teachers.http import HttpLM
 
 EFFICIENCY = 0.42  # of a bare matrix product's speed that a whole training step reaches (measured on two CPU cores)
 DECODING = 0.10  # the same for drawing text, a token at a time, 64 texts together
@@ -177,8 +180,14 @@ class LabelPlan:
             sum(f(sources[split]) for split in stage.splits) for f in (len, lambda s: s.tokens, lambda s: s.targets)
         )
         spec: Any = recipe.teachers["teacher"]
-        big = _size(spec.model.path)
         device = best_device()
+        if isinstance(spec, HttpLM):
+            classes = classes_of(load_tokenizer(spec.tokenizer))
+            return LabelPlan(
+                teacher=0, rows=rows, tokens=tokens, targets=targets, item_bytes=stage.format.size(classes, 0), beside=0,
+                seconds=0.0, memory=0.5 * GIB, free_memory=_free_memory(device), device=spec.url,
+            )  # fmt: skip
+        big = _size(spec.model.path)
         speed = matmul_speed(device, getattr(torch, spec.model.dtype)) * EFFICIENCY
         heads = stage.format.name != "hidden"
         seconds = (tokens * 2 * big.body + targets * 2 * big.head * heads) / speed
@@ -203,11 +212,12 @@ class LabelPlan:
 
     def __str__(self) -> str:
         disk = f"about {size(self.targets * self.item_bytes + self.beside)}, {self.item_bytes:,.0f} bytes a token"
+        minutes = f"about {_minutes(self.seconds / 60)}, on {self.device}"
         return "\n".join(
             (
-                f"teacher   {self.teacher / 1e6:,.1f} M parameters",
+                f"teacher   {self.teacher / 1e6:,.1f} M parameters" if self.teacher else f"teacher   at {self.device}",
                 f"data      {self.tokens:,} tokens in {self.rows:,} rows, {self.targets:,} of them to keep an answer for",
-                f"time      about {_minutes(self.seconds / 60)}, on {self.device}",
+                f"time      {minutes if self.teacher else 'as the server takes'}",
                 f"memory    about {size(self.memory)} at the peak, {size(self.free_memory)} free",
                 f"disk      {disk}" + (f", {size(self.beside)} of it for the head" if self.beside else ""),
             )

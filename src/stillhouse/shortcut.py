@@ -94,6 +94,8 @@ def recipe_for(
     from .teachers.local import LocalLM
 
     precision = fast_precision()
+    if _is_address(teacher):
+        raise RunError("ask the server first (stillhouse label --teacher URL ...), then distil with --teacher SIGNALS")
     stored = str(Path(teacher).resolve()) if is_store(teacher) else None
     form = None if signal is None else formats.parse(signal)
     if stored is not None:
@@ -158,7 +160,8 @@ def _labelled_by(folder: str, student: str, *, adapt: int, method: str, signal: 
     for given, what in ((adapt, "--adapt"), (method == "seqkd", "--method seqkd"), (signal, "--signal")):
         if given:
             raise RunError(f"{what} needs the teacher itself, and {folder} holds what it said: give the model's path")
-    name = str(read_header(Path(folder)).get("name") or "")
+    header = read_header(Path(folder))
+    name = str(header.get("name") or "") if header["teacher"].get("weights") else ""  # a server's name for it is no path
     if student.startswith("shrink:") and not name:
         raise RunError("these signals do not say which model they are from: give --student a path instead of shrink:")
     return name
@@ -174,20 +177,45 @@ def label_recipe(
     length: int | None = None,
     batch: int = 4,
     temperature: float = 1.0,
+    model: str | None = None,
+    tokenizer: str | None = None,
+    key_env: str | None = None,
 ) -> Recipe:
-    """The recipe that `stillhouse label` runs: a language model's signals for every row of a text file, in `out`."""
+    """The recipe that `stillhouse label` runs: a language model's signals for every row of a text file, in `out`.
+
+    teacher: a model by path or name, or the address of an OpenAI-compatible server that serves `model`, whose
+        `tokenizer` is in a folder here
+    """
     from .data.tokens import Text
     from .estimate import fast_precision
     from .models.hub import HubLM, load_config
     from .signals import formats
     from .signals.label import Label
+    from .signals.topk import KeptTopK
+    from .teachers.http import HttpLM
     from .teachers.local import LocalLM
 
-    context = getattr(load_config(teacher), "max_position_embeddings", None) or 512
-    text = Text(path=str(data), column=column, length=min(length or 512, context))
-    speaker = LocalLM(model=HubLM(path=teacher, dtype=fast_precision()), temperature=temperature)
-    stage = Label(format=formats.parse(signal), batch=batch, to=str(Path(out).resolve()))
-    return Recipe(id="label", student=HubLM(path=teacher), data=text, teachers={"teacher": speaker}, stages={"label": stage})
+    form = formats.parse(signal)
+    served = _is_address(teacher)
+    if served and not (model and tokenizer):
+        raise RunError("a server needs --model (its name there) and --tokenizer (a folder with that model's tokenizer)")
+    if served and (not isinstance(form, KeptTopK) or temperature != 1.0):
+        raise RunError("a server gives the likeliest tokens at temperature 1 alone: --signal topk:K, no --temperature")
+    if not served and (model or tokenizer or key_env):
+        raise RunError("--model, --tokenizer and --key-env are for a teacher behind a server (--teacher http://...)")
+    known = tokenizer if served and tokenizer else teacher
+    if served:
+        speaker: Any = HttpLM(url=teacher, model=str(model), tokenizer=known, k=form.k, key_env=key_env)
+    else:
+        speaker = LocalLM(model=HubLM(path=teacher, dtype=fast_precision()), temperature=temperature)
+    context = getattr(load_config(known), "max_position_embeddings", None) or 512
+    text = Text(path=str(data), column=column, length=min(length or 512, context - served))  # servers write one more
+    stage = Label(format=form, batch=batch, to=str(Path(out).resolve()))
+    return Recipe(id="label", student=HubLM(path=known), data=text, teachers={"teacher": speaker}, stages={"label": stage})
+
+
+def _is_address(teacher: str) -> bool:
+    return teacher.startswith(("http://", "https://"))
 
 
 def _method(name: str) -> Any:

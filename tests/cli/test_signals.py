@@ -169,3 +169,61 @@ def test_too_little_disk_is_said_before_the_start(label: Still, monkeypatch: pyt
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000})())
     result = label()
     assert result.exit_code == 1 and "are free at" in result.stderr and not Path("signals").exists()
+
+
+def test_any_recipe_can_ask_its_teacher_once(still: Still):
+    quick = ("--set", "train.steps=5", "--set", "teacher.steps=5", "--set", "alone.steps=5")
+    result = still("run", "hinton", "--scale", "smoke", "--signal", "logits", *quick)
+    assert result.exit_code == 0, result.stderr
+    (run,) = Path("runs").iterdir()
+    told = json.loads((run / "artifacts" / "label" / "data" / "signals.json").read_text())
+    assert told["format"] == {"name": "raw", "kind": "logits"}
+    again = still("run", run, "--signal", "logits")
+    assert again.exit_code == 1 and "its recipe is fixed" in again.stderr
+
+
+def test_a_recipe_without_a_teacher_has_nothing_to_keep(still: Still):
+    result = still("run", "supervised", "--scale", "smoke", "--signal", "logits")
+    assert result.exit_code == 1 and "0 teachers" in result.stderr
+
+
+def served(fake: Any, folders: Folders, *options: str | Path) -> tuple[Any, ...]:
+    return ("--teacher", fake.url, "--model", "tiny", "--tokenizer", folders.teacher, "--signal", "topk:16", *options)
+
+
+def test_a_teacher_behind_a_server_is_labelled_and_learned_from(
+    serve: Any, still: Still, folders: Folders, data: Path, tmp_path: Path
+):
+    common = ("--data", data, "--length", "64", "--yes")
+    result = still("label", *served(serve(), folders), *common, "--out", "signals")
+    assert result.exit_code == 0, result.stderr
+    assert "teacher   at http://127.0.0.1" in result.stdout and "measured against the live teacher" in result.stdout
+    local = ("--teacher", folders.teacher, "--signal", "topk:16")
+    assert still("label", *local, *common, "--out", "local").exit_code == 0
+    mine, theirs = (json.loads(Path(name, "done.json").read_text()) for name in ("signals", "local"))
+    assert (mine["records"], mine["items"], mine["bytes"]) == (theirs["records"], theirs["items"], theirs["bytes"])
+    result = still("distil", "--teacher", "signals", "--student", folders.student, "--data", data, *QUICK)
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("--teacher", "http://me:secret@127.0.0.1:1/v1"), "without a user, a password or a query"),
+        (("--signal", "hidden:float16"), "topk:K"),
+        (("--temperature", "0.7"), "topk:K"),
+        (("--tokenizer", ""), "needs --model"),
+        (("--signal", "topk:100"), "--signal topk:64"),
+    ],
+)
+def test_what_a_server_cannot_do_is_one_line(
+    change: tuple[str, str], words: str, serve: Any, still: Still, folders: Folders, data: Path
+):
+    result = still("label", *served(serve(), folders), *change, "--data", data, "--out", "signals", "--yes")
+    assert result.exit_code == 1 and words in result.stderr and "secret" not in result.stderr + result.stdout
+    assert not any(b"secret" in path.read_bytes() for path in Path().rglob("*") if path.is_file())
+
+
+def test_distil_asks_no_server_by_itself(serve: Any, still: Still, folders: Folders, data: Path):
+    result = still("distil", "--teacher", serve().url, "--student", folders.student, "--data", data, *QUICK)
+    assert result.exit_code == 1 and "stillhouse label --teacher URL" in result.stderr

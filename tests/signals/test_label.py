@@ -321,6 +321,6 @@ def test_a_draw_that_was_not_labelled_is_refused(tmp_path: Path):
     data = Digits(augment=Augment(shift=1))
     recipe = images(data, Raw(kind="logits"), draws=2, steps=40)
     run = Run(tmp_path / "run", device=torch.device("cpu"))
-    with pytest.raises(TeacherMismatch, match=r"hold 2 augmentation draws.*asks for 3: label with --draws 3"):
+    with pytest.raises(TeacherMismatch, match=r"hold 2 augmentation draws.*asks for 3: label as many"):
         execute(recipe, run)
     assert run.read("metrics.jsonl") == []

@@ -212,7 +212,9 @@ def distil(
 
 @app.command(rich_help_panel=DO)
 def label(
-    teacher: Annotated[str, typer.Option(help="a Hugging Face folder or name, or a .gguf file")],
+    teacher: Annotated[
+        str, typer.Option(help="a Hugging Face folder or name, a .gguf file, or a server's address (http://host:8000/v1)")
+    ],
     data: Data,
     out: Annotated[Path, typer.Option(help="the folder that the signals go to; a stopped capture goes on there")],
     signal: Annotated[
@@ -222,6 +224,9 @@ def label(
     column: Column = None,
     batch: Annotated[int, typer.Option(min=1, help="packed rows at a time")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, help="divides the teacher's logits for good")] = 1.0,
+    model: Annotated[str | None, typer.Option(help="of a server: the model's name there")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="of a server: a folder with that model's tokenizer")] = None,
+    key_env: Annotated[str | None, typer.Option(help="of a server: the environment variable that holds its key")] = None,
     runs: Runs = Path("runs"),
     device: Device = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="start without asking")] = False,
@@ -232,8 +237,9 @@ def label(
     from . import launch, signals
 
     recipe = label_recipe(
-        teacher, data, out, signal=signal, length=length, column=column, batch=batch, temperature=temperature
-    )
+        teacher, data, out, signal=signal, length=length, column=column, batch=batch, temperature=temperature,
+        model=model, tokenizer=tokenizer, key_env=key_env,
+    )  # fmt: skip
     needed = LabelPlan.of(recipe)
     typer.echo(str(needed))
     needed.check(out)
@@ -253,6 +259,7 @@ def run(
     teacher: Annotated[
         Path | None, typer.Option(help="a folder of signals that answers in place of the recipe's teacher")
     ] = None,
+    signal: Signal = None,
     seed: Seed = None,
     runs: Runs = Path("runs"),
     device: Device = None,
@@ -264,15 +271,18 @@ def run(
 
     allowed = tuple(allow or ())
     if launch.is_run(what):
-        if settings or teacher or seed is not None:
+        if settings or teacher or signal or seed is not None:
             raise RecipeError(f"{what} is a run that has begun: its recipe is fixed; start a new run to change it")
         recipe = door.load(Path(what) / "recipe.yaml", allow=allowed)
         progress = _progress(launch.unit_of(recipe))
         _finished(launch.launch(recipe, folder=Path(what), device=device, progress=progress))
         return
-    recipe = door.override(launch.find(what, scale, allow=allowed), settings or (), allow=allowed)
+    recipe = launch.find(what, scale, allow=allowed)
     if teacher is not None:
         recipe = launch.with_signals(recipe, teacher)
+    if signal is not None:
+        recipe = launch.with_label(recipe, signal)
+    recipe = door.override(recipe, settings or (), allow=allowed)
     if seed is not None:
         recipe = recipe.set("seed", seed)
     _planned(recipe)

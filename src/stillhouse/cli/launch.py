@@ -67,6 +67,27 @@ def with_signals(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.set("teachers", {name: Cached(path=str(folder.resolve()))})
 
 
+def with_label(recipe: Recipe, signal: str) -> Recipe:
+    """The recipe with its only teacher asked once: a stage `label` before the first that learns from it."""
+    from ..core.stage import Train
+    from ..signals import formats
+    from ..signals.label import Label
+    from ..teachers.cached import Cached
+
+    if len(recipe.teachers) != 1:
+        raise RecipeError(f"recipe {recipe.id!r} has {len(recipe.teachers)} teachers; --signal keeps one teacher's answers")
+    ((name, live),) = recipe.teachers.items()
+    label = Label(format=formats.parse(signal), teacher=live)
+    stages: dict[str, Any] = {}
+    for key, stage in recipe.stages.items():
+        if isinstance(stage, Train) and stage.method.needs and "label" not in stages:
+            stages["label"] = label
+        stages[key] = stage
+    if "label" not in stages or "label" in recipe.stages:
+        raise RecipeError(f"no stage of recipe {recipe.id!r} asks a teacher, or one is called `label` already")
+    return recipe.set("teachers", {name: Cached(stage="label", live=live)}).set("stages", stages)
+
+
 def is_run(what: str | Path) -> bool:
     """Whether `what` is the folder of a run."""
     return (Path(what) / "recipe.yaml").is_file()

@@ -264,7 +264,9 @@ def _check_order(recipe: Recipe) -> None:
     for name, stage in recipe.stages.items():
         late = [s for s in getattr(stage, "subjects", ()) if s in recipe.stages and s not in before]
         if late:
-            raise RunError(f"stage {name!r} judges {late[0]!r}, which comes after it: move {name!r} to the end of the stages")
+            raise RunError(
+                f"stage {name!r} judges {late[0]!r}, which comes after it: move {name!r} to the end of the stages"
+            )
         before.add(name)
 
 

@@ -76,6 +76,8 @@ class Quantized:
         _check_float(self.term_dtype)
         if not 0 <= self.exact_k <= self.k or sum(b.num_elements for b in self.residual_bins) > self.k - self.exact_k:
             raise RunError("a compression config must have exact_k + all num_elements <= k")
+        if self.exact_k < self.k and not self.polynomial_terms and not self.residual_bins:
+            raise RunError("a compression config with exact_k < k needs polynomial_terms or residual_bins")
         if wrong := [t for t in self.polynomial_terms or () if not isinstance(t, int) and t not in ("sqrt", "exp")]:
             raise RunError(f"polynomial_terms are powers, 'sqrt' or 'exp', not {wrong[0]!r}")
 

@@ -40,7 +40,9 @@ BLOCK = 32  # documents written at a time
 SAMPLE = 32  # documents on which the finished signals are compared with the teacher or with the set
 SURE = 32  # tokens before a shift is believed
 EXACT = 4e-6  # what float32 probabilities that were made to add up to 1 may lack
-OVER = {"distillkit": 2.0, "axolotl": 1.01, "vllm": 1.01}  # the mass that the errors of a kind's encoding can reach
+ABOVE = 0.01  # what rounding can make of a log-probability of 0
+HINT = {"distillkit": "is this its compression config?", "axolotl": "give log-probabilities", "vllm": "dump it again"}
+OVER = {"distillkit": 2.0, "axolotl": 1.02, "vllm": 1.02}  # mass a token that a document can reach by its encoding's errors
 
 Labelled = tuple[list[int], list[bool], TopK]
 
@@ -114,7 +116,7 @@ class Foreign:
                 logs = logs - peak - numpy.log(numpy.exp(logs - peak).sum(-1, keepdims=True))
             else:
                 self._check_mass(found, logs)
-            yield found.tokens, found.counts, top_of(ids, logs, k, self.classes)
+            yield found.tokens, found.counts, top_of(ids, logs, k, self.classes, fitted=found.fitted and not unknown)
 
     def _entries(self, found: Found) -> tuple[Any, Any]:
         """Ids and logs `[n, m]` by falling probability, each class once; ids -1 and logs -inf where there is none."""
@@ -133,10 +135,13 @@ class Foreign:
         return ids, logs
 
     def _check_mass(self, found: Found, logs: Any) -> None:
-        mass = numpy.exp(logs.clip(max=99.0)).sum(-1).max(initial=0.0)
-        if mass > OVER[self.kind]:
-            hint = "is this its compression config?" if self.kind == "distillkit" else "are these log-probabilities?"
-            raise RunError(f"{found.where}: the probabilities of one token add up to {mass:.3g}; {hint}")
+        if logs.size and logs.max() > ABOVE:
+            raise RunError(f"{found.where}: a log-probability of {logs.max():.3g} is above 0; {HINT[self.kind]}")
+        mass = numpy.exp(logs).sum(-1)
+        if mass.size and mass.mean() > OVER[self.kind]:
+            raise RunError(
+                f"{found.where}: the probabilities of a token add up to {mass.mean():.3g} on average; {HINT[self.kind]}"
+            )
 
     def _outside(self, where: str, token: int) -> RunError:
         return RunError(f"{where}: token id {token} is outside the tokenizer's {self.classes:,}; give the set's tokenizer")
@@ -180,18 +185,21 @@ def _once(ids: Any, logs: Any) -> tuple[Any, Any]:
     return ids, logs
 
 
-def top_of(ids: Any, logs: Any, k: int, classes: int) -> TopK:
-    """The k likeliest of the entries `[n, m]`, and log1p(-their mass) as the rest.
+def top_of(ids: Any, logs: Any, k: int, classes: int, *, fitted: bool = False) -> TopK:
+    """The k likeliest of the entries `[n, m]` (see `_once`), and log1p(-their mass) as the rest.
 
     Entries beyond k join the rest. Where there are fewer than k, unnamed classes are named with an even share of the
-    rest each, which is what is known of them. A mass above 1, an error of the encoding, is scaled down to it.
+    rest each, which is what is known of them. A mass above 1, an error of the encoding, is scaled down to it. `fitted`:
+    the mass itself is a guess, which leaves the rest at least what the least likely entry has, and never nothing.
     """
     n = len(logs)
     if logs.shape[-1] < k:
         gap = ((0, 0), (0, k - logs.shape[-1]))
         ids, logs = numpy.pad(ids, gap, constant_values=-1), numpy.pad(logs, gap, constant_values=-numpy.inf)
     with numpy.errstate(divide="ignore"):
-        logs = logs - numpy.log(numpy.exp(logs).sum(-1, keepdims=True).clip(min=1.0))
+        whole = numpy.exp(logs).sum(-1, keepdims=True)
+        room = 1 - numpy.exp(logs).min(-1, where=ids >= 0, initial=0.5, keepdims=True) * (fitted and k < classes)
+        logs = logs + numpy.log(numpy.minimum(room / whole, 1.0))
         whole = numpy.exp(logs).sum(-1)
         tail = numpy.exp(logs[:, k:]).sum(-1)
         rest = numpy.where(1 - whole > EXACT, 1 - whole, 0.0) + tail

@@ -76,8 +76,9 @@ class StoredTeacher:
                 missing, asked = missing + int((found < 0).sum()), asked + len(found)
                 if missing and epoch:
                     raise TeacherMismatch(
-                        f"the signals in {self.store.folder} hold {epoch} augmentation draws of an image and this training "
-                        f"asks for {epochs}: label with --draws {epochs}, or let the draws repeat (augment.draws={epoch})"
+                        f"the signals in {self.store.folder} hold {epoch} augmentation draws of an image and this "
+                        f"training asks for {epochs}: label as many (label.draws={epochs}), or "
+                        f"let them repeat (data.augment.draws={epoch})"
                     )
         if missing:
             raise TeacherMismatch(self._missing(missing, asked))

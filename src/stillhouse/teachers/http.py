@@ -11,29 +11,16 @@ in this order, the first that the server knows being kept:
              (the legacy form; tokens as `token_id:N` where the server takes return_tokens_as_token_ids)
 
 llama.cpp's server (`echo` is refused) and chat endpoints give log-probabilities of what they write only.
-
-The client is Python's own: huggingface_hub brings httpx or, since its version 2, httpx2, so neither can be relied on.
-The key is read from the environment when the teacher is built, goes into one header and nowhere else.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import math
-import os
 import queue
-import random
 import re
-import socket
-import ssl
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -50,11 +37,10 @@ from ..models.hub import load_config, load_tokenizer
 from ..signals.tokenizers import classes_of
 from ..signals.topk import MOST
 from .local import check_tokenizers
+from .server import Refused, Server, short
 
 LEAST = -9999.0  # nats: how servers write the logarithm of zero
 SLACK = 1e-3  # by which probabilities may add up to more than one
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts, doubled each time
-PATIENCE = 600.0  # seconds that a server may ask to wait
 
 Ids = tuple[int, ...]
 
@@ -67,7 +53,7 @@ class HttpLM:
     model: str  # as the server calls it
     tokenizer: str  # a Hugging Face folder (or hub id) with the tokenizer of the served model
     k: int = 64  # log-probabilities to ask for, per token
-    key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the API key; unset is fine
+    key_env: str | None = None  # the environment variable that holds the API key, if the server wants one
     concurrency: int = 8  # requests at a time
     timeout: float = 120.0  # seconds without an answer
     retries: int = 5  # of a request that failed in passing
@@ -76,12 +62,12 @@ class HttpLM:
         try:
             parts = urlsplit(self.url)
             secret = parts.username is not None or parts.password is not None or parts.query or parts.fragment
-            fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+            fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and self.url.isprintable()
         except ValueError:
             secret, fine = False, False
         if secret or not fine:  # never repeated: it may hold a password
             raise ValueError("the url must look like http://host:8000/v1, without a user, a password or a query")
-        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_env):
+        if self.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_env):
             raise ValueError("key_env is the name of an environment variable, in capitals, and never the key itself")
         if not 1 <= self.k <= MOST:
             raise ValueError(f"k must be between 1 and {MOST:,}, not {self.k}")
@@ -110,7 +96,7 @@ class HttpTeacher:
         self.rows = max(rows, self.classes)
         self.k, self.asked = min(spec.k, self.classes), min(spec.k, self.rows)
         self._names = _Names(tokenizer)
-        self._server = _Server(spec)
+        self._server = Server(spec)
         self._form: _Form | None = None
 
     def __call__(self, batch: Batch, want: frozenset[Kind]) -> Signal:
@@ -178,11 +164,11 @@ class HttpTeacher:
         assert form is not None
         try:
             said = self._server.post(form.path, form.body(self.spec.model, ids, self.asked), stop)
-        except _Refused as refused:
+        except Refused as refused:
             raise self._explained(refused, ids) from None
         told = form.read(said, ids, self._names)
         if told is None:
-            raise RunError(f"{self._server.name} left out the log-probabilities that it gave before: {_short(said)}")
+            raise RunError(f"{self._server.name} left out the log-probabilities that it gave before: {short(said)}")
         return self._kept(told)
 
     def _introduce(self, ids: Ids, stop: threading.Event) -> _Answer:
@@ -191,7 +177,7 @@ class HttpTeacher:
         for form in FORMS:
             try:
                 said = self._server.post(form.path, form.body(self.spec.model, ids, self.asked), stop)
-            except _Refused as refused:
+            except Refused as refused:
                 if _limit(refused.words, self.asked) or _too_long(refused.words) or (refused.status == 404 and not reasons):
                     raise self._explained(refused, ids) from None
                 reasons.append(f"{form.name}: {refused.status} {refused.words}")
@@ -206,7 +192,7 @@ class HttpTeacher:
             f"vLLM (vllm serve MODEL --max-logprobs {self.asked}) or SGLang; llama.cpp's server and most hosted ones cannot"
         )
 
-    def _explained(self, refused: _Refused, ids: Ids) -> RunError:
+    def _explained(self, refused: Refused, ids: Ids) -> RunError:
         """What to do about a request that the server understood and refused."""
         name, words = self._server.name, refused.words
         limit = _limit(words, self.asked)
@@ -383,11 +369,11 @@ def _read_vllm(said: Any, ids: Ids, names: _Names) -> _Told | None:
     told: _Told = []
     for t, entry in _positions(listed, ids, (len(ids),)):
         if not isinstance(entry, Mapping):
-            raise _garbled(f"{_short(entry)} at token {t:,}", "prefix caching may be why: --no-enable-prefix-caching")
-        if all(isinstance(each, float) for each in entry.values()):  # its server in Rust leaves rank and text out
-            told.append({names.id(name): _number(each) for name, each in entry.items()})
+            raise _garbled(f"{short(entry)} at token {t:,}", "prefix caching may be why: --no-enable-prefix-caching")
+        if {*map(type, entry.values())} == {float}:  # its server in Rust leaves rank and text out
+            told.append(_entries([names.id(name) for name in entry], list(entry.values())))
         else:
-            told.append({_id(name): _number(_field(each, "logprob")) for name, each in entry.items()})
+            told.append(_entries(entry, [_field(each, "logprob") for each in entry.values()]))
         if ids[t] not in told[-1]:
             raise _other_text(t, ids[t], list(told[-1])[:3])
     return told
@@ -408,10 +394,11 @@ def _read_sglang(said: Any, ids: Ids, names: _Names) -> _Told | None:
     told: _Told = []
     for t, entry in _positions(listed, ids, (len(ids),)):
         if not isinstance(entry, list) or not all(isinstance(each, list) and len(each) > 1 for each in entry):
-            raise _garbled(f"{_short(entry)} at token {t:,}")
-        told.append({_id(each[1]): _number(each[0]) for each in entry})
-        if isinstance(own, list) and len(own) == len(ids) and own[t][1] != ids[t]:
-            raise _other_text(t, ids[t], own[t][1])
+            raise _garbled(f"{short(entry)} at token {t:,}")
+        told.append(_entries([each[1] for each in entry], [each[0] for each in entry]))
+        mine = own[t] if isinstance(own, list) and len(own) == len(ids) else None
+        if isinstance(mine, list) and mine[1:2] != [ids[t]]:
+            raise _other_text(t, ids[t], mine)
     return told
 
 
@@ -425,14 +412,14 @@ def _ask_openai(model: str, ids: Ids, k: int) -> dict[str, Any]:
 def _read_openai(said: Any, ids: Ids, names: _Names) -> _Told | None:
     logprobs: Any = _choice(said).get("logprobs")
     listed = logprobs.get("top_logprobs") if isinstance(logprobs, Mapping) else None
-    if not listed or (len(listed) == 1 < len(ids)):  # of the token that was written
+    if not isinstance(listed, list) or len(listed) < min(2, len(ids)):  # nothing, or of the token that was written
         return None
     own = logprobs.get("tokens")
     told: _Told = []
     for t, entry in _positions(listed, ids, (len(ids), len(ids) + 1)):
         if not isinstance(entry, Mapping):
-            raise _garbled(f"{_short(entry)} at token {t:,}")
-        told.append({names.id(str(name)): _number(value) for name, value in entry.items()})
+            raise _garbled(f"{short(entry)} at token {t:,}")
+        told.append(_entries([names.id(str(name)) for name in entry], list(entry.values())))
         if isinstance(own, list) and t < len(own) and str(own[t]).startswith("token_id:") and names.id(own[t]) != ids[t]:
             raise _other_text(t, ids[t], own[t])
     return told
@@ -448,7 +435,7 @@ FORMS = (
 def _positions(listed: Any, ids: Ids, lengths: Sequence[int]) -> Iterator[tuple[int, Any]]:
     """What is said of every token but the first; an answer of the wrong length is refused."""
     if not isinstance(listed, list) or len(listed) not in lengths:
-        got = f"{len(listed):,} positions" if isinstance(listed, list) else _short(listed)
+        got = f"{len(listed):,} positions" if isinstance(listed, list) else short(listed)
         raise _garbled(
             f"{got} for a text of {len(ids):,} tokens", "prefix caching may be why: --no-enable-prefix-caching (vllm)"
         )
@@ -458,30 +445,32 @@ def _positions(listed: Any, ids: Ids, lengths: Sequence[int]) -> Iterator[tuple[
 def _choice(said: Any) -> Mapping[str, Any]:
     choices = _field(said, "choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-        raise _garbled(f"no choice in {_short(said)}")
+        raise _garbled(f"no choice in {short(said)}")
     return choices[0]
 
 
 def _field(said: Any, name: str) -> Any:
-    if not isinstance(said, Mapping) or name not in said:
-        raise _garbled(f"no {name!r} in {_short(said)}")
-    return said[name]
-
-
-def _id(name: Any) -> int:
     try:
-        found = int(name)
+        return said[name]
+    except (TypeError, LookupError):
+        raise _garbled(f"no {name!r} in {short(said)}") from None
+
+
+def _entries(names: Collection[Any], values: Sequence[Any]) -> dict[int, float]:
+    """Ids and log-probabilities of one position; there are many positions, so that each entry is looked at in C."""
+    try:
+        ids = [*map(int, names)]
     except (TypeError, ValueError):
-        found = -1
-    if not 0 <= found < 2**31:
-        raise _garbled(f"{_short(name)} where a token id belongs")
-    return found
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _garbled(f"{_short(value)} where a log-probability belongs")
-    return LEAST if value == -math.inf else float(value)
+        ids = []
+    if len(ids) != len(names) or (ids and not (0 <= min(ids) and max(ids) < 2**31)):
+        wrong = next((name for name in names if not str(name).isdecimal()), names)
+        raise _garbled(f"{short(wrong if isinstance(wrong, str) else str(wrong))} where a token id belongs")
+    if not {*map(type, values)} <= {float, int}:
+        wrong = next(value for value in values if type(value) not in (float, int))
+        raise _garbled(f"{short(wrong)} where a log-probability belongs")
+    if -math.inf in values:
+        values = [max(LEAST, value) for value in values]
+    return dict(zip(ids, values, strict=True))
 
 
 def _garbled(what: str, hint: str = "") -> RunError:
@@ -494,12 +483,6 @@ def _other_text(t: int, sent: int, got: Any) -> RunError:
     )
 
 
-def _short(said: Any) -> str:
-    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-    text = " ".join(text.split())
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
 def _limit(words: str, asked: int) -> int | None:
     """How many log-probabilities a server gives at most, if its words are about that."""
     if not re.search(r"log_?prob", words, re.IGNORECASE):
@@ -510,152 +493,3 @@ def _limit(words: str, asked: int) -> int | None:
 
 def _too_long(words: str) -> bool:
     return bool(re.search(r"context length|maximum model length|max_model_len|longer than the model", words, re.IGNORECASE))
-
-
-# -- one server ----------------------------------------------------------------------------------------------------
-
-
-class _Refused(Exception):
-    """The server answered with a 4xx that is not about the key, the load or the way there."""
-
-    def __init__(self, status: int, words: str):
-        super().__init__(f"{status} {words}")
-        self.status, self.words = status, words
-
-
-class _Passing(Exception):
-    """It may go better next time, in `wait` seconds or later."""
-
-    def __init__(self, why: str, wait: float = 0.0):
-        super().__init__(why)
-        self.wait = wait
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key to another host."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """No request."""
-
-
-class _Server:
-    """Posts JSON, again where that helps, and says in one line what went wrong. Safe to share between threads."""
-
-    def __init__(self, spec: HttpLM):
-        self.spec, self.host = spec, urlsplit(spec.url).hostname or ""
-        self.name = spec.url.rstrip("/")
-        self._root = re.sub(r"/v1$", "", self.name)
-        handlers: list[Any] = [_NoRedirect()]
-        if self.host == "localhost" or self.host.startswith("127.") or self.host == "::1":
-            handlers.append(urllib.request.ProxyHandler({}))
-        self._opener = urllib.request.build_opener(*handlers)
-        self._key = os.environ.get(spec.key_env, "").strip()
-        if not all("!" <= c <= "~" for c in self._key):  # http.client would repeat it in its error
-            raise RunError(f"the API key in {spec.key_env} has characters that no key has; set it again")
-
-    def post(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
-        """The answer to one request as plain values; _Refused for what the caller may understand, else RunError."""
-        url = self._root + path if path.startswith("/") else f"{self.name}/{path}"
-        data = json.dumps(body).encode()
-        for attempt in range(self.spec.retries + 1):
-            try:
-                return self._json(self._send(url, data))
-            except _Passing as error:
-                why, wait = str(error), error.wait
-            if wait > PATIENCE:
-                raise RunError(f"{self.name} asks to wait {wait:,.0f} s ({why}); the same command goes on later")
-            pause = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
-            if attempt < self.spec.retries and stop.wait(wait + pause):
-                break
-        else:
-            tries = f"{self.spec.retries + 1} attempts" if self.spec.retries else "one attempt"
-            raise RunError(
-                f"{self.name} did not answer after {tries}: {why}; is the server running? The same command goes on"
-            )
-        raise RunError("stopped")  # the caller has gone
-
-    def models(self) -> list[str]:
-        """What the server says it serves, if it does."""
-        try:
-            listed = self._json(self._send(f"{self.name}/models", None))["data"]
-            return [str(each["id"]) for each in listed][:5]
-        except (RunError, _Refused, _Passing, LookupError, TypeError):
-            return []
-
-    def _send(self, url: str, data: bytes | None) -> bytes:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "stillhouse"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(url, data, headers)
-        try:
-            with self._opener.open(request, timeout=self.spec.timeout) as answer:
-                raw = answer.read()
-            return raw.replace(self._key.encode(), b"***") if len(self._key) >= 8 else raw
-        except urllib.error.HTTPError as error:
-            status, asked = error.code, error.headers.get("Retry-After")
-            try:
-                with error:
-                    words = self._words(error.read(2**16))
-            except (OSError, http.client.HTTPException):
-                words = "no reason given"
-        except (OSError, http.client.HTTPException) as error:
-            raise self._lost(error) from None
-        if status in (401, 403):
-            what = "refuses the API key in" if self._key else "wants an API key:"
-            raise RunError(
-                f"{self.name} {what} the environment variable {self.spec.key_env} ({status}); set it and try again"
-            )
-        if 300 <= status < 400:
-            raise RunError(f"{self.name} sends requests elsewhere ({status}), which would take the key along; give that url")
-        if status in (408, 409, 425, 429) or (status >= 500 and status not in (501, 505) and "supported" not in words):
-            raise _Passing(f"{status} {words}", retry_after(asked, time.time()))
-        raise _Refused(status, words)
-
-    def _lost(self, error: Exception) -> Exception:
-        """A request without an answer: to be tried again, unless that cannot help."""
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, socket.gaierror):
-            return RunError(f"there is no host {self.host}: is the url right?")
-        if isinstance(cause, ssl.SSLError):
-            return RunError(f"no safe connection to {self.name}: {_short(str(cause))}")
-        if isinstance(cause, TimeoutError):
-            return _Passing(f"no answer within {self.spec.timeout:g} s (raise timeout, or lower concurrency)")
-        return _Passing(_short(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__))
-
-    def _json(self, raw: bytes) -> Any:
-        try:
-            return json.loads(raw)
-        except ValueError:
-            raise RunError(f"{self.name} answered with something else than JSON: {self._words(raw)!r}") from None
-
-    def without_key(self, text: str) -> str:
-        """The text with *** in the key's place."""
-        return text.replace(self._key, "***") if self._key else text
-
-    def _words(self, raw: bytes) -> str:
-        """The server's reason in one short line; if it repeats the key, without it."""
-        text = raw.decode("utf-8", "replace")
-        try:
-            told: Any = json.loads(text)
-            told = told.get("error", told) if isinstance(told, Mapping) else told
-            for name in ("message", "detail"):
-                told = told.get(name, told) if isinstance(told, Mapping) else told
-        except ValueError:
-            told = text
-        said = told if isinstance(told, str) else json.dumps(told)
-        said = " ".join(self.without_key(said).split())
-        return (said if len(said) <= 300 else f"{said[:297]}...") or "no reason given"
-
-
-def retry_after(asked: str | None, now: float) -> float:
-    """Seconds from `now` that a Retry-After header asks to wait: a number, or a date. 0 if it says neither."""
-    if not asked:
-        return 0.0
-    try:
-        return max(0.0, float(asked))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(asked).timestamp() - now)
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
