@@ -672,11 +672,11 @@ def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path: Path, monkeypat
     convert(path, "vllm", tmp_path / "whole", tokenizer=VOCABULARY)
     made, calls = foreign.top_of, []
 
-    def killed(*given: Any) -> Any:
+    def killed(*given: Any, **named: Any) -> Any:
         calls.append(given)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return made(*given)
+        return made(*given, **named)
 
     monkeypatch.setattr(foreign, "top_of", killed)
     with pytest.raises(KeyboardInterrupt):

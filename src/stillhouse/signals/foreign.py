@@ -202,7 +202,7 @@ def top_of(ids: Any, logs: Any, k: int, classes: int, *, fitted: bool = False) -
         logs = logs + numpy.log(numpy.minimum(room / whole, 1.0))
         whole = numpy.exp(logs).sum(-1)
         tail = numpy.exp(logs[:, k:]).sum(-1)
-        rest = numpy.where(1 - whole > EXACT, 1 - whole, 0.0) + tail
+        rest = numpy.where((1 - whole > EXACT) | fitted, 1 - whole, 0.0) + tail
         ids, logs = ids[:, :k].copy(), logs[:, :k].copy()
         for row in numpy.flatnonzero((ids < 0).any(-1)):
             named = set(ids[row].tolist())
