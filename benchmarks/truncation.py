@@ -372,40 +372,55 @@ def figure(report: dict[str, Any], file: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    toy = report["toy"]
     with matplotlib.rc_context(STYLE):
-        canvas = Figure(figsize=(12.5, 4.6), layout="constrained", facecolor="white")
+        canvas = Figure(figsize=(12.5, 5.2), layout="constrained", facecolor="white")
         FigureCanvasSVG(canvas)
         real, kl, nll = canvas.subplots(1, 3)
         for way, name in WAYS.items():
             rows = [one for one in report["real"]["rows"] if one["way"] == way]
-            style: dict[str, Any] = {"color": COLOURS[way], "marker": "o", "markersize": 4}
-            real.plot([one["k"] for one in rows], [one["tv"] for one in rows], **style, label=name)
+            x, style = [one["k"] for one in rows], {"color": COLOURS[way], "marker": "o", "markersize": 4}
+            real.plot(x, [one["tv"] for one in rows], **style, label=name)
             if way == "sampled":
+                words = f"{rows[-1]['draws']} draws, the most\nthat a record holds"
+                real.annotate(
+                    words, (x[-1], rows[-1]["tv"]), (8, 4), textcoords="offset points", fontsize=7.5, color=COLOURS[way]
+                )
                 style |= {"linestyle": (0, (2, 2)), "markerfacecolor": "white"}
                 mean = [one["tv_of_mean"] for one in rows]
-                real.plot([one["k"] for one in rows], mean, **style, label=f"mean of {MANY} samples: chance averages out")
-        real.set(xscale="log", yscale="log", xlabel="k", ylabel="total variation to the teacher (mean over tokens)",
-                 title="SmolLM2-135M: the target itself")  # fmt: skip
+                real.plot(x, mean, **style, label=f"mean of {MANY} samples: chance averages out")
+        real.set(xscale="log", yscale="log", ylabel="total variation to the teacher, mean over tokens",
+                 title="SmolLM2-135M: one token's target")  # fmt: skip
         real.set_xticks(REAL, [str(k) for k in REAL], minor=False)
+        levels = (0.02, 0.05, 0.1, 0.2, 0.5)
+        real.set_yticks(levels, [f"{level:g}" for level in levels], minor=False)
+        real.minorticks_off()
         for axes, metric, title, label in (
-            (kl, "kl", "Students over bytes: KL to the teacher", "held-out KL(teacher ‖ student), nats per byte"),
+            (kl, "kl", "Students of a teacher over bytes: KL", "held-out KL(teacher ‖ student), nats per byte"),
             (nll, "nll", "The same students: loss", "held-out loss, nats per byte"),
         ):
             for way, name in WAYS.items():
-                rows = [one for one in report["toy"]["rows"] if one["way"] == way]
+                rows = [one for one in toy["rows"] if one["way"] == way]
                 x, y = [one["k"] for one in rows], [one[metric]["mean"] for one in rows]
                 axes.plot(x, y, color=COLOURS[way], marker="o", markersize=4, label=name)
                 low, high = ([one[metric][end] for one in rows] for end in ("low", "high"))
                 axes.fill_between(x, low, high, color=COLOURS[way], alpha=0.18, linewidth=0)
             for way, name in (("full", "the whole distribution"), ("alone", "no teacher, the text alone")):
-                one = next(one for one in report["toy"]["rows"] if one["way"] == way)[metric]
+                one = next(one for one in toy["rows"] if one["way"] == way)[metric]
                 axes.axhline(one["mean"], color=COLOURS[way], linewidth=1.2, linestyle=(0, (4, 2)), label=name)
                 axes.axhspan(one["low"], one["high"], color=COLOURS[way], alpha=0.15, linewidth=0)
-            axes.set(xscale="log", yscale="log", xlabel="k", title=title, ylabel=label)
+            axes.set(xscale="log", title=title, ylabel=label)
             axes.set_xticks(TOY, [str(k) for k in TOY], minor=False)
-        for axes in (real, kl, nll):
             axes.minorticks_off()
+        for axes in (real, kl, nll):
+            axes.set_xlabel("k (sampled: as many bytes as this k takes)")
             axes.legend(fontsize=8)
+        real.legend(fontsize=8, loc="lower left")
+        canvas.suptitle(
+            f"What is left of a teacher in a top k. Left: means over {report['real']['teacher']['tokens']:,} tokens. Middle "
+            f"and right: {toy['seeds']} seeds, mean and range, {toy['steps']} steps, same data and learning rate for all",
+            x=0.01, ha="left", fontsize=9.5, color="#444444",
+        )  # fmt: skip
         canvas.savefig(file, metadata={"Date": None, "Creator": None})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,10 @@ def recipe_for(
     known = teacher if cut or stored is None else student
     context = getattr(load_config(known), "max_position_embeddings", None) or 512
     text: Any = Text(path=str(data), column=column, length=min(length or 512, context))
-    prompts_only = _holds_prompts_only(text)
+    foreign = None if stored is None else _foreign_rows(stored, data, length)
+    if foreign is not None:
+        text = foreign
+    prompts_only = foreign is None and _holds_prompts_only(text)
     write = method == "seqkd" or prompts_only
     of: Any = StageLM(stage="adapt") if adapt else HubLM(path=teacher)
     learner: Any = shrink_of(of, student.removeprefix("shrink:")) if cut else HubLM(path=student)
@@ -146,7 +150,8 @@ def recipe_for(
     stages[TIME] = Train(method=Supervised(), **common, seconds_of=OURS, speed_of=TOKENS)
     subjects = (*(() if stored else ("teacher",)), "start", OURS, TOKENS, TIME)
     stages["audit"] = Audit(subjects=subjects, checks=(HeldOutText(versus=("start", TOKENS, TIME), precision=precision),))
-    stages["samples"] = Samples(subjects=subjects, precision=precision)
+    if foreign is None:  # whose rows are tokens without prompts
+        stages["samples"] = Samples(subjects=subjects, precision=precision)
     recipe = Recipe(id="distil", student=learner, data=text, teachers={"teacher": speaker}, stages=stages, seed=seed)
     if steps is None:
         recipe = Plan.of(recipe).fitted(recipe, minutes)
@@ -165,6 +170,19 @@ def _labelled_by(folder: str, student: str, *, adapt: int, method: str, signal: 
     if student.startswith("shrink:") and not name:
         raise RunError("these signals do not say which model they are from: give --student a path instead of shrink:")
     return name
+
+
+def _foreign_rows(stored: str, data: str | Path, length: int | None) -> Any:
+    """The rows of another tool's set, if that is what the signals were made from; they are token ids, not text."""
+    from .cli import door
+    from .data.foreign import ForeignRows
+    from .signals.store import read_header
+
+    spec = read_header(Path(stored))["data"]["spec"]
+    if not str(spec.get("use", "")).endswith(".ForeignRows"):
+        return None
+    made: ForeignRows = door.spec(spec)
+    return replace(made, path=str(data), length=length, valid=0.05, test=0.05)
 
 
 def label_recipe(
@@ -212,6 +230,29 @@ def label_recipe(
     text = Text(path=str(data), column=column, length=min(length or 512, context - served))  # servers write one more
     stage = Label(format=form, batch=batch, to=str(Path(out).resolve()))
     return Recipe(id="label", student=HubLM(path=known), data=text, teachers={"teacher": speaker}, stages={"label": stage})
+
+
+def import_signals(
+    path: str | Path, out: str | Path, *, tokenizer: str, kind: str = "auto", config: str | Path | None = None,
+    temperature: float = 1.0, teacher: str | None = None,
+) -> Any:  # fmt: skip
+    """Turn a set of DistillKit, axolotl or vLLM into a folder of signals, see `signals.foreign.convert`; its Store.
+
+    teacher: the model behind the set, to measure the set against; without one it is measured against itself
+    """
+    from .core.run import best_device
+    from .models.hub import CausalLM, load_model, load_tokenizer
+    from .signals.foreign import convert
+    from .teachers.local import LocalTeacher, check_tokenizers
+
+    live, device = None, best_device()
+    if teacher is not None:
+        check_tokenizers(load_tokenizer(tokenizer), load_tokenizer(teacher))
+        live = LocalTeacher(CausalLM(load_model(teacher)).to(device), teacher)
+    return convert(
+        path, kind, out, tokenizer=tokenizer, teacher_name=teacher or "", config=config, temperature=temperature,
+        live=live, device=device,
+    )  # fmt: skip
 
 
 def _is_address(teacher: str) -> bool:

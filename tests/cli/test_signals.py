@@ -227,3 +227,35 @@ def test_what_a_server_cannot_do_is_one_line(
 def test_distil_asks_no_server_by_itself(serve: Any, still: Still, folders: Folders, data: Path):
     result = still("distil", "--teacher", serve().url, "--student", folders.student, "--data", data, *QUICK)
     assert result.exit_code == 1 and "stillhouse label --teacher URL" in result.stderr
+
+
+def test_another_tools_set_is_imported_and_learned_from(still: Still, folders: Folders, data: Path, tmp_path: Path):
+    """A vLLM dump of the tiny teacher, made here."""
+    from stillhouse.models.hub import load_model, load_tokenizer
+
+    model, tokenizer = load_model(str(folders.teacher)), load_tokenizer(str(folders.teacher))
+    rows: list[dict[str, Any]] = []
+    for chat in chats(40):
+        ids = tokenizer.apply_chat_template(chat["messages"], tokenize=True, return_dict=False)
+        with torch.no_grad():
+            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        told: list[Any] = [None]
+        for t in range(len(ids) - 1):
+            values, index = logs[t].topk(16)
+            pairs = dict(zip(index.tolist(), values.tolist(), strict=True)) | {ids[t + 1]: float(logs[t, ids[t + 1]])}
+            told.append({str(i): {"logprob": v, "rank": 1, "decoded_token": ""} for i, v in pairs.items()})
+        rows.append({"prompt_token_ids": ids, "prompt_logprobs": told})
+    dump = write_jsonl(tmp_path / "dump.jsonl", rows)
+    result = still("import", dump, "--out", "signals", "--tokenizer", folders.teacher)
+    assert result.exit_code == 0, result.stderr
+    assert "measured against the set itself" in result.stdout
+    result = still("import", dump, "--out", "again", "--tokenizer", folders.teacher, "--teacher", folders.teacher)
+    assert result.exit_code == 0 and "measured against the live teacher" in result.stdout
+    assert "cannot be measured again" in still("signals", "signals", "--teacher", folders.teacher).stderr
+    quick = ("--steps", "3", "--batch", "2", "--yes")
+    asked = ("distil", "--teacher", "signals", "--student", folders.student, *quick)
+    result = still(*asked, "--data", dump)
+    assert result.exit_code == 0, result.stderr
+    result = still(*asked, "--data", dump, "--length", "10")
+    assert result.exit_code == 1 and "give --length" in result.stderr
+    assert still("import", data, "--out", "other", "--tokenizer", folders.teacher).exit_code == 1

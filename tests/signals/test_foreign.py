@@ -397,6 +397,14 @@ def test_the_token_that_vllm_adds_is_left_to_the_rest_with_its_mass(tmp_path: Pa
         assert torch.allclose(top.rest.double().exp(), 1 - logs.topk(K).values.exp().sum(-1), atol=1e-6)
 
 
+def test_k_is_what_was_asked_for_even_if_most_tokens_are_unlikely(tmp_path: Path):
+    dice = numpy.random.default_rng(0)
+    rows = [vllm_row([int(i) for i in dice.integers(2, CLASSES, 10)]) for _ in range(30)]
+    sizes = [len(e) for row in rows for e in row["prompt_logprobs"] if e]
+    assert sizes.count(K + 1) > sizes.count(K) > 0
+    assert opened(write_jsonl(tmp_path / "set.jsonl", rows)).facts["k"] == K
+
+
 def test_vllms_answers_and_flat_lists_read_the_same(tmp_path: Path):
     documents = texts(4)
     rows = [vllm_row(ids) for ids in documents]

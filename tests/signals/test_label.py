@@ -140,6 +140,18 @@ def test_a_fidelity_report_comes_with_the_signals(folders: Folders, text: Text, 
     assert store.header["teacher"]["temperature"] == 1.0 and len(store.header["teacher"]["weights"]) == 64
 
 
+def test_a_changed_head_is_noticed(folders: Folders, text: Text, tmp_path: Path):
+    run = Run(tmp_path / "run", device=torch.device("cpu"))
+    recipe = recipe_of(folders, text, OFF_POLICY, Hidden())
+    execute(recipe.set("stages", {"label": recipe.stages["label"]}), run)
+    head = run.path("label") / "head.safetensors"
+    data = bytearray(head.read_bytes())
+    data[-1] ^= 1
+    head.write_bytes(data)
+    with pytest.raises(SignalError, match="head.safetensors is missing or was altered"):
+        Store(run.path("label"))
+
+
 # -- refused ---------------------------------------------------------------------------------------------------------
 
 

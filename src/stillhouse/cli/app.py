@@ -249,6 +249,26 @@ def label(
     typer.echo(signals.describe(out))
 
 
+@app.command("import", rich_help_panel=DO)
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="SET", help="a file, or a folder of Parquet, Arrow or JSONL files")],
+    out: Annotated[Path, typer.Option(help="the folder that the signals go to; a stopped conversion goes on there")],
+    tokenizer: Annotated[str, typer.Option(help="the model (its folder or name) whose token ids the set holds")],
+    kind: Annotated[str, typer.Option(help="distillkit, axolotl, vllm; auto: by the columns")] = "auto",
+    config: Annotated[Path | None, typer.Option(help="DistillKit's compression config, if not beside the set")] = None,
+    temperature: Annotated[float, typer.Option(min=0.01, help="the one that the set's probabilities were taken at")] = 1.0,
+    teacher: Annotated[
+        str | None, typer.Option(help="the model behind the set, by path: to measure how exact the set is")
+    ] = None,
+) -> None:
+    """Turn log-probabilities that DistillKit, axolotl or vLLM wrote into signals."""
+    from ..shortcut import import_signals
+    from . import signals
+
+    import_signals(path, out, tokenizer=tokenizer, kind=kind, config=config, temperature=temperature, teacher=teacher)
+    typer.echo(signals.describe(out))
+
+
 @app.command(rich_help_panel=DO)
 def run(
     what: Annotated[

@@ -32,6 +32,11 @@ def describe(folder: Path, *, teacher: str | None = None, json: bool = False) ->
         f"splits {', '.join(data['splits'])}",
         f"holds      {store.items:,} positions of {len(store):,} documents or images",
         f"bytes      {size(store.bytes)}, {store.bytes / max(1, store.items):.1f} a position; every checksum is right",
+        *(
+            ["rest       unknown: the set was renormalised to its kept classes"]
+            if store.header["facts"].get("renormalised")
+            else []
+        ),
         *_exactness(exact),
     ]
     return "\n".join(lines)
@@ -40,7 +45,7 @@ def describe(folder: Path, *, teacher: str | None = None, json: bool = False) ->
 def _exactness(found: dict[str, Any]) -> list[str]:
     if not found:
         return ["exactness  not measured: these signals are no distributions"]
-    lines = [f"exactness  measured against the live teacher on {found['items']:,} positions:"]
+    lines = [f"exactness  measured against {found.get('against', 'the live teacher')} on {found['items']:,} positions:"]
     words = {
         "codec_kl": "KL from what was kept to what is read back, nats",
         "codec_kl_p99": "  its 99th percentile",
@@ -52,7 +57,7 @@ def _exactness(found: dict[str, Any]) -> list[str]:
     }
     lines += [f"  {found[name]:<12.3g} {text}" for name, text in words.items() if name in found]
     at = found.get("mass_at")
-    if at:
+    if at and len(at) > 1:
         lines.append("  mass of the kept classes by temperature: " + ", ".join(f"{v:.3f} at T={t}" for t, v in at.items()))
         lines.append("  so these signals serve temperature 1 only; hidden:float16 serves every temperature")
     return lines
@@ -75,12 +80,17 @@ def _again(store: Store, teacher: str) -> dict[str, Any]:
     from ..core.run import Run
     from ..models.hub import HubLM
     from ..signals.fidelity import measure
-    from ..signals.label import SAMPLE
+    from ..signals.label import sample
     from ..signals.reader import StoredTeacher
     from ..teachers.local import LocalLM
     from . import door
 
     told = store.header["teacher"]
+    if not told.get("weights"):
+        raise TeacherMismatch(
+            f"these signals are from {told.get('from') or 'a server'}, which does not say what weights it had: they "
+            "cannot be measured again"
+        )
     for dtype in ("float32", "bfloat16"):
         model = HubLM(path=teacher, dtype=dtype)
         spec = LocalLM(model=model, temperature=told.get("temperature", 1.0))
@@ -93,7 +103,7 @@ def _again(store: Store, teacher: str) -> dict[str, Any]:
                 continue
             source = run.sources()[store.header["data"]["splits"][0]]
             starts = list(range(0, len(source), 4))
-            some = [starts[i * len(starts) // SAMPLE] for i in range(min(SAMPLE, len(starts)))]
+            some = (starts[i] for i in sample(len(starts)))
             batches = (source.batch(range(b, min(b + 4, len(source))), 0) for b in some)
             return measure(StoredTeacher(store), live, batches, run.device)
     raise TeacherMismatch(f"{teacher} is not the model that these signals are from: its weights differ")

@@ -21,11 +21,12 @@ from .reader import StoredTeacher
 from .topk import CHUNK, trimmed
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
+MOST = 512  # items of a batch: a few thousand in all say enough, and each costs a dozen passes over the vocabulary
 
 
 @torch.no_grad()
 def measure(stored: StoredTeacher, live: Any, batches: Iterable[Batch], device: torch.device) -> dict[str, Any]:
-    """Means over the items of `batches`; an empty dict for signals that are no distributions."""
+    """Means over items of `batches` (at most 512 of each); an empty dict for signals that are no distributions."""
     columns: dict[str, list[Tensor]] = {}
     for batch in batches:
         batch = to_device(batch, device)
@@ -51,10 +52,10 @@ def measure(stored: StoredTeacher, live: Any, batches: Iterable[Batch], device: 
 
 
 def _compare(said: Signal, kept: Signal) -> dict[str, Tensor]:
-    total = len(kept.logits.hidden if isinstance(kept.logits, HeadLogits) else _any(kept))
+    total = min(MOST, len(kept.logits.hidden if isinstance(kept.logits, HeadLogits) else _any(kept)))
     parts: list[dict[str, Tensor]] = []
     for begin in range(0, total, CHUNK):
-        some = slice(begin, begin + CHUNK)
+        some = slice(begin, min(begin + CHUNK, total))
         if said.logits is None:
             assert said.topk is not None and kept.topk is not None
             parts.append(_tops(said.topk[some], kept.topk[some]))

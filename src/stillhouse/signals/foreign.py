@@ -92,9 +92,12 @@ class Foreign:
                 either = either and found.logits
             if not masses:
                 raise RunError(f"{self.path} holds no log-probabilities for any of its tokens")
-            mass = numpy.concatenate(masses)
             most = max(widths.values())
-            k = min(max(1, min(w for w, times in widths.items() if times == most)), self.classes, MOST)
+            usual = min(width for width, times in widths.items() if times == most)
+            if self.kind == "vllm" and widths[usual - 1]:
+                usual -= 1  # the longer entries hold the token that stands there too
+            k = min(max(1, usual), self.classes, MOST)
+            mass = numpy.concatenate(masses)
             logits = either and bool((mass > OVER[self.kind]).mean() > 0.5)
             cut = k < self.classes and bool((abs(mass - 1) < 10 * EXACT).all())
             self._facts = {"k": k, "classes": self.classes, "renormalised": logits or cut or self.temperature != 1.0}

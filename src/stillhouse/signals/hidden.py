@@ -8,7 +8,7 @@ bfloat16 by 2e-5, int8 with a scale for every 64 numbers by 2e-3 (SmolLM2-135M).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -132,23 +132,3 @@ def _from_int8(data: Tensor, width: int) -> Tensor:
     codes = data[:, :width].contiguous().view(torch.int8).float()
     scale = data[:, width:].contiguous().view(torch.float16).float()
     return codes * scale.repeat_interleave(GROUP, -1)[:, :width]
-
-
-def with_head(signal: Signal, device: torch.device) -> Signal:
-    """The signal with its head on `device`; the head is moved once and kept there."""
-    logits = signal.logits
-    if not isinstance(logits, HeadLogits) or logits.weight.device == device:
-        return signal
-    return replace(signal, logits=replace(logits, weight=_on(logits.weight, device), bias=_on(logits.bias, device)))
-
-
-_MOVED: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
-
-
-def _on(value: Tensor | None, device: torch.device) -> Tensor | None:
-    if value is None:
-        return None
-    key = (id(value), device)
-    if key not in _MOVED:
-        _MOVED[key] = (value, value.to(device))
-    return _MOVED[key][1]

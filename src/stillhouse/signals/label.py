@@ -24,7 +24,11 @@ from .store import Store, Writer
 from .tokenizers import classes_of, tokenizer_hash
 from .topk import KeptTopK
 
-SAMPLE = 8  # batches, spread over the data, on which the finished signals are compared with the live teacher
+
+def sample(count: int) -> list[int]:
+    """Which of so many batches the finished signals are compared with the live teacher on: one in twenty, at most eight."""
+    some = min(8, max(1, count // 20))
+    return [i * count // some for i in range(some)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,7 @@ class Label:
             self._capture(folder, teacher, run, stop)
         stored = StoredTeacher(Store(folder))
         asked = list(self._batches(run))
-        some = [asked[i * len(asked) // SAMPLE] for i in range(min(SAMPLE, len(asked)))]
-        found = measure(stored, teacher, (self._batch(run, *job) for job in some), run.device)
+        found = measure(stored, teacher, (self._batch(run, *asked[i]) for i in sample(len(asked))), run.device)
         with Writer(folder, stored.store.header) as writer:
             writer.finish({"fidelity": found})
         facts = {"seconds": time.monotonic() - began, "teacher_tokens": stored.store.items, "bytes": stored.store.bytes}

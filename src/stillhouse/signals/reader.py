@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from ..core.signal import Batch, Kind, Signal
+import torch
+from torch import Tensor
+
+from ..core.signal import Batch, HeadLogits, Kind, Signal
 from ..core.teacher import TeacherMismatch
 from . import formats
-from .hidden import with_head
 from .items import put
 from .keys import Places, places_of
 from .store import Store
@@ -24,12 +27,20 @@ class StoredTeacher:
         self.format: formats.Format = formats.build(store.header["format"])
         self.facts: dict[str, Any] = store.header["facts"]
         self.gives: frozenset[Kind] = self.format.kinds
+        self._heads: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
 
     def __call__(self, batch: Batch, want: frozenset[Kind]) -> Signal:
         """The stored signal on the batch's item axes; NaN for items that do not count."""
         places = places_of(batch)
         device = batch["labels"].device
-        return with_head(put(self.items(places), places, device), device)
+        signal = put(self.items(places), places, device)
+        if not isinstance(signal.logits, HeadLogits) or signal.logits.weight.device == device:
+            return signal
+        if device not in self._heads:  # the head is as large as a small model: it moves once
+            bias = signal.logits.bias
+            self._heads[device] = (signal.logits.weight.to(device), None if bias is None else bias.to(device))
+        weight, bias = self._heads[device]
+        return replace(signal, logits=replace(signal.logits, weight=weight, bias=bias))
 
     @property
     def module(self) -> Any:

@@ -3,7 +3,8 @@
     signals.json      what the signals are: format, teacher, tokenizer, data; written before the first shard
     shard-00000.bin   records, one after another
     index.bin         blocks: which records a shard's next bytes are, and their checksum
-    done.json         the end mark: totals, the index's checksum, the measured fidelity
+    head.safetensors  what is kept once (format `hidden`)
+    done.json         the end mark: totals, the checksums of index and head, the measured fidelity
 
 A block goes to the shard first and to the index when it is safe there. A capture that is killed between two bytes thus
 leaves at most one block that the index does not know; going on, it is cut off and made again, so that the files come
@@ -150,7 +151,9 @@ class Writer:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """The end mark; the folder can be read from now on."""
         total = sum(path.stat().st_size for path in self.folder.glob("shard-*.bin"))
+        beside = {path.name: file_hash(path) for path in sorted(self.folder.glob("*.safetensors"))}
         mark = {
+            "beside": beside,
             "records": len(self.known), "items": self.items, "bytes": total,
             "index_sha256": file_hash(self.folder / INDEX), **facts,
         }  # fmt: skip
@@ -184,9 +187,11 @@ class Store:
         self.done = _read_json(self.folder / END)
         if self.done is None:
             raise SignalError(f"the signals in {folder} are not finished; the same `stillhouse label` command goes on")
+        for name, told in {INDEX: self.done.get("index_sha256"), **self.done.get("beside", {})}.items():
+            path = self.folder / name
+            if not path.is_file() or file_hash(path) != told:
+                raise SignalError(f"{path} is missing or was altered; label again into an empty folder")
         index = self.folder / INDEX
-        if not index.is_file() or file_hash(index) != self.done.get("index_sha256"):
-            raise SignalError(f"{index} is missing or was altered; label again into an empty folder")
         blocks, _ = _blocks(index.read_bytes())
         _check_blocks(self.folder, blocks, whole=check)
         self._shards = {b.shard: _map(_shard(self.folder, b.shard)) for b in blocks if b.size}
