@@ -12,7 +12,8 @@ from the states behind them). What is measured, on one thread, in CPU time, code
     KL       of the codec alone: from what was to be kept to what is read back. Over the kept classes, both sides
              renormalised, for every top k alike; ours has it over the kept classes and "any other" too
     TV       total variation between the teacher's whole distribution and the one that a student is shown: with ours the
-             rest is spread evenly over the other classes; others give the kept classes all mass, as their losses do
+             rest is spread evenly over the other classes; others give the kept classes all mass, as axolotl's loss and
+             the README of DistillKit do (its missing_probability_handling: symmetric_uniform, not its default, would not)
 
 It fails if ids that are kept exactly do not come back exactly. At V = 151,936 the same distributions are kept with
 their classes at random places among so many; `sampled` is computed there.

@@ -68,6 +68,17 @@ def test_a_key_that_shares_half_of_its_bytes_is_not_found(folder: Path):
     assert Store(folder).find([key(3)[:8] + bytes(8)]).tolist() == [-1]
 
 
+def test_keys_that_begin_alike_are_told_apart(tmp_path: Path):
+    keys = [key(0)[:8] + bytes((n,)) * 8 for n in range(5)]
+    with Writer(tmp_path, HEAD) as writer:
+        writer.append(keys, [1] * 5, [bytes((n,)) for n in range(5)])
+        writer.finish({})
+    store = Store(tmp_path)
+    found = store.find([*reversed(keys), key(0), key(0)[:8] + bytes((9,)) * 8])
+    assert [bytes(store.record(n)[0]) for n in found[:5].tolist()] == [bytes((n,)) for n in (4, 3, 2, 1, 0)]
+    assert found[5:].tolist() == [-1, -1]
+
+
 def test_an_empty_store_finds_nothing(tmp_path: Path):
     write(tmp_path, range(0))
     assert Store(tmp_path).find([key(0)]).tolist() == [-1]

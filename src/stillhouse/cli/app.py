@@ -124,6 +124,42 @@ def show_(
 
 
 @app.command(rich_help_panel=LOOK)
+def choose(
+    teacher: Annotated[str | None, typer.Option(help="a model's path, a server's address, a folder of signals")] = None,
+    student: Annotated[str | None, typer.Option(help="a model's path, or shrink:layers=N")] = None,
+    data: Annotated[str | None, typer.Option(help="your file, or folder of images")] = None,
+    modality: Annotated[str | None, typer.Option(help="text, image, graph, table; looked up in --data if left out")] = None,
+    gives: Annotated[list[str] | None, typer.Option(help="by the teacher; looked up in --teacher if left out")] = None,
+    json: Annotated[bool, typer.Option("--json", help="as JSON, for other programs")] = False,
+) -> None:
+    """Which methods fit what you have, why, and the command. Asks what it cannot look up."""
+    from . import choose as choosing
+    from .show import console
+
+    def ask(question: str, default: str) -> str:
+        return typer.prompt(question, default=default) if sys.stdin.isatty() else default
+
+    found = choosing.situation(teacher, data, modality, gives, ask)
+    methods = choosing.fitting(found)
+    for method in methods:
+        method["command"] = choosing.command(method, teacher, student, data, found)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps({"known": found.known, "methods": methods}, indent=1, ensure_ascii=False))
+        return
+    for fact in found.known:
+        typer.echo(fact)
+    out = console()
+    for method in methods:
+        out.print(f"\n[bold]{method['id']}[/]  {method['summary']}")
+        out.print(f"  {method['why']}", markup=False)
+        out.print(f"  {method['command']}", markup=False, soft_wrap=True)
+    if not methods:
+        typer.echo("no method fits all of that; `stillhouse list` shows what each one needs")
+
+
+@app.command(rich_help_panel=LOOK)
 def cite(names: Annotated[list[str], typer.Argument(metavar="ID...", help="one or more methods")]) -> None:
     """BibTeX entries."""
     from .show import bibtex

@@ -3,7 +3,7 @@
 A top k leaves the tail out, and a student that learns from it learns that the tail is empty or flat. Classes drawn
 from the teacher with their relative counts have the teacher's distribution as their mean, so that the expected
 gradient of forward KL is the exact one (random sampling knowledge distillation, Anshumann et al. 2025, arXiv
-2503.16870); it holds for no other divergence. About a dozen different classes come out of fifty draws.
+2503.16870); it holds for no other divergence. Of SmolLM2's 49,152 classes fifty draws meet 18 different ones.
 
 `draw="systematic"` (our default) takes points at equal distances with one random offset through the cumulative
 distribution: as unbiased as independent draws, with far less variance, because a class's count differs from its
@@ -52,8 +52,8 @@ class Sampled:
         return frozenset({"logits"})
 
     def size(self, classes: int, width: int) -> float:
-        """As many different classes as language models give: a dozen of fifty draws, half of few."""
-        return 1 + 3.1 * self.draws**0.64
+        """As many different classes as a language model gave: 6 of 12 draws, 18 of 50."""
+        return 1 + (3 if classes <= 2**16 else 4) * 1.08 * self.draws**0.717
 
     def facts(self, items: Signal, classes: int | None) -> dict[str, Any]:
         """The number of classes."""

@@ -99,13 +99,15 @@ def top_k(logits: Logits, k: int, classes: int | None = None) -> TopK:
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for begin in range(0, logits.shape[0], CHUNK):
         some = logits[begin : begin + CHUNK]
-        z = (some.dense() if isinstance(some, HeadLogits) else some).float()
-        total = z.logsumexp(-1)
+        z = some.dense().float() if isinstance(some, HeadLogits) else some.to(torch.float32, copy=True)
+        values, index = z.topk(k, sorted=False)
+        peak = values.amax(-1, keepdim=True)
+        below = values - peak
+        others = z.sub_(peak).exp_().scatter_(-1, index, 0.0).sum(-1)  # summed by itself: 1 - sum would cancel
+        total = others + below.exp().sum(-1)
         if not bool(total.isfinite().all()):
             raise RunError("the teacher's logits are not finite; it cannot be kept (try float32)")
-        values, index = z.topk(k, sorted=False)
-        others = z.scatter(-1, index, -math.inf).logsumexp(-1)
-        found.append((values - total.unsqueeze(-1), index, others - total))
+        found.append((below - total.log().unsqueeze(-1), index, (others / total).log()))
     if not found:
         empty = torch.zeros(0, k)
         return TopK(empty, empty.long(), empty[:, 0], classes=logits.shape[-1])

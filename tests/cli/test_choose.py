@@ -1,0 +1,98 @@
+"""`stillhouse choose`: what fits is found from what is there, with a command that can be typed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Still = Callable[..., Any]
+
+
+def chosen(still: Still, *options: str | Path) -> dict[str, Any]:
+    result = still("choose", *options, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def ids(found: dict[str, Any]) -> list[str]:
+    return [m["id"] for m in found["methods"]]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "my.jsonl"
+    path.write_text('{"text": "a"}\n')
+    return path
+
+
+def test_a_model_and_text(still: Still, texts: Path):
+    found = chosen(still, "--teacher", "big", "--student", "small", "--data", texts)
+    assert {"gkd", "taid", "seqkd", "minillm", "hinton"} <= set(ids(found))
+    gkd = next(m for m in found["methods"] if m["id"] == "gkd")
+    assert gkd["command"] == f"stillhouse distil --teacher big --student small --data {texts} --method gkd --out student/"
+    assert "needs logits" in gkd["why"] and found["known"][0] == f"{texts} holds text"
+
+
+def test_what_held_comes_first(still: Still, texts: Path):
+    verdicts = [m["verdict"] for m in chosen(still, "--teacher", "big", "--data", texts)["methods"]]
+    assert verdicts == sorted(verdicts, key=["holds", "undecided", None, "does not hold"].index)
+
+
+def test_a_server_serves_methods_that_a_top_k_will_do_for(still: Still, texts: Path):
+    found = set(ids(chosen(still, "--teacher", "http://host:8000/v1", "--data", texts)))
+    assert {"gkd", "hinton", "seqkd"} <= found and not {"taid", "minillm"} & found
+
+
+def test_stored_signals_are_looked_into(still: Still, texts: Path, tmp_path: Path):
+    for name, fits in (("topk", False), ("hidden", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "signals.json").write_text(json.dumps({"format": {"name": name}}))
+        found = chosen(still, "--teacher", folder, "--data", texts)
+        assert ("taid" in ids(found)) == fits
+        commands = {m["id"]: m["command"] for m in found["methods"]}
+        assert "on_policy=0" in commands["gkd"] and ("train.method.temperature=1" in commands["hinton"]) != fits
+
+
+def test_a_folder_of_images(still: Still, tmp_path: Path):
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    (tmp_path / "pictures" / "cat" / "a.png").write_bytes(b"")
+    found = chosen(still, "--teacher", "net", "--data", tmp_path / "pictures")
+    assert "hinton" in ids(found) and "gkd" not in ids(found)
+    command = next(m["command"] for m in found["methods"] if m["id"] == "hinton")
+    assert shlex.split(command)[:3] == ["stillhouse", "run", "hinton"] and "data.images.Folder" in command
+
+
+@pytest.mark.parametrize("row", [{"prompt": "why?"}, {"messages": [{"role": "user", "content": "why?"}]}])
+def test_prompts_alone_are_noticed(row: Any, still: Still, tmp_path: Path):
+    path = tmp_path / "p.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(row).encode()))
+    assert any("prompts without answers" in fact for fact in chosen(still, "--teacher", "big", "--data", path)["known"])
+
+
+def test_nothing_given_takes_the_usual_answers(still: Still):
+    assert "gkd" in ids(chosen(still))
+
+
+def test_no_teacher_leaves_the_baseline(still: Still, texts: Path):
+    found = ids(chosen(still, "--gives", "text", "--data", texts))
+    assert "supervised" in found and "gkd" not in found
+
+
+def test_a_file_that_is_not_there(still: Still):
+    result = still("choose", "--data", "nowhere.jsonl")
+    assert result.exit_code == 1 and "no file or folder nowhere.jsonl" in result.stderr
+
+
+def test_it_needs_no_torch(texts: Path):
+    code = "import sys; from stillhouse.cli import choose as c; c.fitting(c.situation('big', sys.argv[1], None, None, None))"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(texts)], check=True)
