@@ -248,3 +248,9 @@ def test_a_place_where_no_folder_can_be_made_is_refused(still: Still, tmp_path: 
 def test_what_cannot_start_leaves_no_folder(still: Still, tmp_path: Path) -> None:
     refused(still("run", "hinton", "--scale", "smoke", "--device", "tpu9"), "no device")
     assert not (tmp_path / "runs").exists()
+
+
+def test_several_processes_do_not_share_a_run_folder(still: Still, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = still("run", "supervised", "--scale", "smoke")
+    assert result.exit_code == 1 and "torchrun" in result.stderr and not Path("runs").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from datetime import date
 from pathlib import Path
@@ -124,6 +125,8 @@ def launch(
     from ..core.run import Interrupted, Run, best_device
     from ..core.stage import execute
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # two processes would write the same files
+        raise RecipeError("started as one of several processes (torchrun): the command line runs in one; start it alone")
     door.dump(recipe)  # what cannot be written down, or has no device, must not leave a folder behind
     place = best_device() if device is None else _device(device)
     folder = folder or new_folder(runs, recipe.id, recipe.seed)
