@@ -90,6 +90,7 @@ def list_(
     family: Annotated[str | None, typer.Option(help="the folder: classics, language …")] = None,
     proven: Annotated[bool | None, typer.Option("--proven/--unproven", help="by the verdict of its proof")] = None,
     json: Annotated[bool, typer.Option("--json", help="as JSON, for other programs")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="as a page, beside what the papers report")] = False,
 ) -> None:
     """Every method: what it needs from a teacher, and whether its claim held."""
     from . import show
@@ -99,6 +100,8 @@ def list_(
         from json import dumps
 
         typer.echo(dumps(found, indent=1, ensure_ascii=False))
+    elif markdown:
+        typer.echo(show.markdown(found))
     elif found:
         show.console().print(show.table(found))
     else:

@@ -38,17 +38,17 @@ def situation(
         found = ask("What are your data? (text, image, graph, table)", "text")
     elif data:
         known.append(f"{data} holds {found}")
-    if gives is None:
-        gives, why = _gives(teacher)
-        if why:
-            known.append(why)
-    if gives is None:
+    given = None if gives is None else tuple(gives)
+    if given is None:
+        given, why = _gives(teacher)
+        known += [why] if why else []
+    if given is None:
         said = ask("What can you get from your teacher? (weights, topk, text, nothing)", "weights")
-        gives = {"weights": EVERYTHING, "topk": ("topk", "text"), "text": ("text",), "nothing": ()}.get(said, (said,))
+        given = {"weights": EVERYTHING, "topk": ("topk", "text"), "text": ("text",), "nothing": ()}.get(said, (said,))
     if found == "text" and data is not None and not _has_answers(Path(data)):
         known.append(f"{data} holds prompts without answers: the teacher writes them first")
     stored = teacher is not None and (Path(teacher) / "signals.json").is_file()
-    return Situation(found, tuple(gives), stored, tuple(known))
+    return Situation(found, given, stored, tuple(known))
 
 
 def _modality(data: str | None) -> str | None:
@@ -76,7 +76,9 @@ def _gives(teacher: str | None) -> tuple[tuple[str, ...] | None, str]:
     header = Path(teacher) / "signals.json"
     if header.is_file():
         form = json.loads(header.read_text(encoding="utf-8"))["format"]
-        kind = {"topk": "topk", "sampled": "topk", "hidden": "logits"}.get(form["name"], form.get("kind", "logits"))
+        kind: str = {"topk": "topk", "sampled": "topk", "hidden": "logits"}.get(form["name"]) or str(
+            form.get("kind", "logits")
+        )
         return (kind,), f"{teacher} holds stored signals ({form['name']}): {kind} for the data they were made from"
     return EVERYTHING, f"{teacher} is a model: it gives {', '.join(EVERYTHING)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..core.paper import Entry, catalogue, find
 from ..core.recipe import RecipeError, nearest
 
 PACKAGE = Path(__file__).parent.parent
+PAGES = PACKAGE.parent.parent / "docs" / "methods"
 COLOURS = {"holds": "green", "does not hold": "red", "undecided": "yellow"}
 
 
@@ -84,6 +86,46 @@ def table(methods: Sequence[dict[str, Any]]) -> Table:
             Text(verdict, COLOURS.get(verdict, "dim")), Text(m["summary"]),
         )  # fmt: skip
     return grid
+
+
+def markdown(methods: Sequence[dict[str, Any]]) -> str:
+    """The methods as a page: what was measured here beside what each paper reports."""
+    lines = [
+        "# Methods",
+        "",
+        "Made by `stillhouse list --markdown`. Verdicts and effects are those of `proofs/`, measured small on a CPU; the",
+        "papers' numbers are of other sizes and data, and stand here to be told apart from them.",
+        "",
+        "| method | paper | data | teacher gives | verdict | measured here, against, [95 % interval] | the paper reports |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for m in methods:
+        entry = find(m["id"])
+        page = f"[{m['id']}]({m['id']}.md)" if (PAGES / f"{m['id']}.md").is_file() else m["id"]
+        title = f"[{entry.paper.title}]({m['link']})" if m["link"] else entry.paper.title
+        proof = proof_of(m["id"])
+        effects = [] if proof is None else [
+            f"{proof['metric']}, {arm}: {effect['mean']:+.3g}"
+            + ("" if effect["low"] is None else f" [{effect['low']:+.3g}, {effect['high']:+.3g}]")
+            for arm, effect in proof["effects"].items()
+        ]  # fmt: skip
+        reported = [f"{e['metric']} {e['value']:g} ({e['where']}; {e.get('setting', '')})" for e in expected(entry)]
+        cells = [
+            page, title, " ".join(m["modality"]), " ".join(m["needs"]) or "nothing", m["verdict"] or "not yet",
+            "<br>".join(effects), "<br>".join(reported),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def expected(entry: Entry) -> list[dict[str, Any]]:
+    """The numbers of a paper that its file names (`Expect(...)` with literals), read without importing it."""
+    calls = (node for node in ast.walk(ast.parse(entry.path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    return [
+        {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id == "Expect"
+    ]
 
 
 def card(name: str, out: Console) -> None:

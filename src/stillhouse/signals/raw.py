@@ -80,7 +80,7 @@ class Raw:
                 )
                 at += size
         parts = {name: torch.cat(pieces) for name, pieces in found.items() if pieces}
-        return Signal(features=parts) if self.kind == "features" else Signal(**{self.kind: parts[self.kind]})
+        return Signal(features=parts) if self.kind == "features" else Signal(**{self.kind: parts[self.kind]})  # type: ignore[arg-type]
 
     def _tensors(self, items: Signal) -> Mapping[str, Tensor]:
         value = items.need(self.kind)

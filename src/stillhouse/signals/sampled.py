@@ -57,9 +57,9 @@ class Sampled:
 
     def facts(self, items: Signal, classes: int | None) -> dict[str, Any]:
         """The number of classes."""
-        held = items.need("logits").shape[-1]
-        classes = min(classes or held, held)
-        return {"classes": classes, "draws": self.draws, "id_bytes": 2 if classes <= 2**16 else 3 if classes <= 2**24 else 4}
+        held: int = items.need("logits").shape[-1]
+        used = held if classes is None else min(classes, held)
+        return {"classes": used, "draws": self.draws, "id_bytes": 2 if used <= 2**16 else 3 if used <= 2**24 else 4}
 
     def prepare(self, items: Signal, folder: Path) -> None:
         """Nothing is kept once."""

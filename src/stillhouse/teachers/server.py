@@ -31,10 +31,25 @@ PATIENCE = 600.0  # seconds that a server may ask to wait
 class Address(Protocol):
     """Where a server is and how patiently it is asked."""
 
-    url: str  # up to the version: http://host:8000/v1
-    key_env: str | None  # the environment variable that holds the API key
-    timeout: float  # seconds without an answer
-    retries: int  # of a request that failed in passing
+    @property
+    def url(self) -> str:
+        """Up to the version: http://host:8000/v1."""
+        ...
+
+    @property
+    def key_env(self) -> str | None:
+        """The environment variable that holds the API key."""
+        ...
+
+    @property
+    def timeout(self) -> float:
+        """Seconds without an answer."""
+        ...
+
+    @property
+    def retries(self) -> int:
+        """Of a request that failed in passing."""
+        ...
 
 
 def short(said: Any) -> str:
