@@ -398,7 +398,11 @@ def signals(
 
 @app.command(rich_help_panel=CHECK)
 def prove(
-    names: Annotated[list[str], typer.Argument(metavar="ID...", help="one or more methods")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="one or more methods")] = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="those (of ID..., or of all) whose code is not as it was when they were proven")
+    ] = False,
+    say: Annotated[bool, typer.Option("--list", help="with --changed: name them, and prove nothing")] = False,
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="the folder that ID.json goes to")] = Path("proofs"),
     device: Device = None,
@@ -407,7 +411,16 @@ def prove(
     from . import prove as proving
     from .show import console
 
-    for name in names:
+    if not names and not changed:
+        raise typer.BadParameter("name a method, or give --changed")
+    if changed:
+        from .changed import stale
+
+        found = stale(names)
+        for name, files in found.items():
+            typer.echo(f"{name}: {', '.join(files)}")
+        names = [] if say else list(found)
+    for name in names or ():
         proving.prove(name, runs=runs, out=out, device=device, console=console())
 
 

@@ -27,6 +27,7 @@ from ..core.paper import find
 from ..core.proof import Effect, Proof, Verdict, interval, verdict
 from ..core.recipe import Recipe, RecipeError, nearest, to_plain
 from . import door, launch
+from .changed import code_of
 from .progress import clock, progress
 from .results import findings
 from .show import COLOURS
@@ -51,8 +52,10 @@ class Trial:
 
 def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | None = None) -> dict[str, Any]:
     """Carry out the proof of one method, print it, and write `out/ID.json`; returns what was written."""
-    proof: Proof = import_module("stillhouse.cli.demo" if name == "demo" else find(name).module).proof()
+    module: Any = import_module("stillhouse.cli.demo" if name == "demo" else find(name).module)
+    proof: Proof = module.proof()
     check(proof)
+    code = code_of(Path(module.__file__))  # before the runs: they may take hours, and somebody may be at work
     from ..core.run import Interrupted
     from .machine import environment
 
@@ -82,7 +85,7 @@ def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | N
             for arm, by_seed in values.items()
         },
         "tuning": {"seed": TUNING_SEED, "split": "valid", "trials": trials} if trials else None,
-        "note": proof.note,
+        "note": proof.note, "code": code,
         "date": facts["date"], "command": facts["command"], "seconds": runner.seconds, "environment": facts,
     }  # fmt: skip
     try:
