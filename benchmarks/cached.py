@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,7 +60,7 @@ class Clock:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--texts", type=int, default=150, help="docstrings to learn from")
+    parser.add_argument("--texts", type=int, default=400, help="docstrings to learn from")
     parser.add_argument("--signals", nargs="*", default=["topk:64", "hidden:float16"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cached.json")
     args = parser.parse_args()
@@ -77,7 +79,7 @@ def main() -> None:
     report = {
         "what": f"{EPOCHS} epochs, SmolLM2-135M-Instruct to a student of 15 of its 30 layers, float32, one thread",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "python benchmarks/cached.py",
+        "command": shlex.join(["python", "benchmarks/cached.py", *sys.argv[1:]]),
         "machine": {"cpu": _cpu(), "system": platform.platform(), "torch": torch.__version__},
         "settings": {"epochs": EPOCHS, "length": LENGTH, "batch": BATCH, "texts": args.texts},
         "arms": arms,
