@@ -49,7 +49,22 @@ def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_options_reach_the_function(still: Still, called: dict[str, Any]) -> None:
-    options = ["--steps", "7", "--batch", "2", "--length", "64", "--column", "body", "--seed", "5", "--adapt", "3"]
+    options = [
+        "--steps",
+        "7",
+        "--batch",
+        "2",
+        "--length",
+        "64",
+        "--column",
+        "body",
+        "--seed",
+        "5",
+        "--adapt",
+        "3",
+        "--signal",
+        "topk:8",
+    ]
     result = still(
         "distil",
         *NEEDED,
@@ -70,7 +85,7 @@ def test_options_reach_the_function(still: Still, called: dict[str, Any]) -> Non
     assert called["plan"] == {
         "teacher": "big", "student": "shrink:layers=2", "data": "my.jsonl", "method": "gkd", "steps": 7,
         "minutes": None, "batch": 2,
-        "length": 64, "column": "body", "adapt": 3, "seed": 5, "settings": ["train.optim.lr=1e-4"],
+        "length": 64, "column": "body", "adapt": 3, "signal": "topk:8", "seed": 5, "settings": ["train.optim.lr=1e-4"],
     }  # fmt: skip
     lines = result.stdout.splitlines()
     assert lines[0] == "time      about 3 min in all" and called["estimate"].checked

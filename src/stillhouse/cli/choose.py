@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.paper import find
+from ..core.paper import catalogue, find
 from ..core.recipe import RecipeError
 from . import show
 
@@ -100,7 +100,8 @@ def _has_answers(path: Path) -> bool:
 
 def fitting(found: Situation) -> list[dict[str, Any]]:
     """The methods that fit, those whose claim held first, each with `why`."""
-    methods = show.rows(modality=found.modality, needs=found.gives)
+    kinds = {kind for entry in catalogue().values() for kind in entry.paper.modality}
+    methods = show.rows(modality=found.modality if found.modality in kinds else "any", needs=found.gives)
     for method in methods:
         needs = " and ".join(method["needs"])
         verdict = method["verdict"] or "not proven here yet"
