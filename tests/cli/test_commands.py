@@ -231,3 +231,10 @@ def test_doctor_knows_the_extras_of_pyproject() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for name, (_, packages) in EXTRAS.items():
         assert {line.split(">")[0].split("=")[0] for line in extras[name]} == set(packages)
+
+
+def test_the_page_of_methods_is_up_to_date():
+    """`stillhouse list --markdown > docs/methods/README.md`"""
+    from stillhouse.cli import show
+
+    assert (show.PAGES / "README.md").read_text(encoding="utf-8") == show.markdown(show.rows()) + "\n"
