@@ -22,7 +22,7 @@ from torch import nn
 from .engine import Loop, Source, fit
 from .method import Method
 from .optim import Optim
-from .report import Finding
+from .report import Figure, Finding
 from .run import Interrupted, Run, RunError
 from .teacher import Teacher, check_gives
 
@@ -182,8 +182,8 @@ class Train:
 class Check(Protocol):
     """One question about models: a frozen dataclass in `audits/`."""
 
-    def __call__(self, run: Run, subjects: Subjects) -> Iterable[Finding]:
-        """The findings, one per subject and quantity."""
+    def __call__(self, run: Run, subjects: Subjects) -> Iterable[Finding | Figure]:
+        """The findings, one per subject and quantity, and what it drew."""
         ...
 
 

@@ -247,7 +247,8 @@ class Denoiser(nn.Module):
             raise ValueError(
                 "noise alone does not tell x_0 where there is no signal (t = 1 of a flow); predict v, flow or edm"
             )
-        self.net, self.schedule, self.predicts = net, schedule, predicts
+        self.net, self.schedule = net, schedule
+        self.predicts: Predicts = predicts
         self.deviation, self.classes = deviation, classes  # classes: 0 without conditions; label `classes` means any
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -273,14 +274,14 @@ class _Condition(nn.Module):
 
     def __init__(self, width: int, classes: int):
         super().__init__()
-        self.classes, self.half = classes, width // 2
-        self.time = nn.Sequential(nn.Linear(2 * self.half, width), nn.SiLU(), nn.Linear(width, width))
+        self.classes, self.waves = classes, width // 2
+        self.time = nn.Sequential(nn.Linear(2 * self.waves, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(classes + 1, width) if classes else None  # the last one: any class
 
     def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        speed = torch.exp(torch.linspace(0, math.log(1000), self.half, device=t.device, dtype=t.dtype))
+        speed = torch.exp(torch.linspace(0, math.log(1000), self.waves, device=t.device, dtype=t.dtype))
         angle = t[:, None] * speed
-        found = self.time(torch.cat([angle.cos(), angle.sin()], -1).to(self.time[0].weight.dtype))
+        found = self.time(torch.cat([angle.cos(), angle.sin()], -1).to(next(self.time.parameters()).dtype))
         if self.label is None:
             return found
         labels = torch.full_like(t, self.classes, dtype=torch.long) if labels is None else labels
