@@ -82,7 +82,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "truncation_smollm2.json")
+    parser.add_argument("--redraw", action="store_true", help="only the picture, from the numbers that are there")
     args = parser.parse_args()
+    if args.redraw:
+        picture(json.loads(args.out.read_text(encoding="utf-8")), args.out.with_suffix(".svg"))
+        return
     torch.set_num_threads(args.threads)
     with TemporaryDirectory() as name:
         arms, bytes_of = measure(Path(name), args)
@@ -103,6 +107,7 @@ def main() -> None:
         },
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    picture(report, args.out.with_suffix(".svg"))
     for arm, told in report["arms"].items():
         gap = told["kl_over_whole"]
         print(f"{arm:16} KL {told['kl']:.4f}  loss {told['loss']:.4f}  KL over the whole teacher's {gap['value']:+.4f} "
@@ -160,6 +165,34 @@ def judged(module: Any, whole: StoredTeacher, run: Run) -> dict[str, torch.Tenso
     _, document = torch.cat(columns["document"]).unique(return_inverse=True)
     sums = {name: torch.bincount(document, torch.cat(columns[name])) for name in ("kl", "nll")}
     return sums | {"tokens": torch.bincount(document).double()}
+
+
+def picture(report: Any, path: Path) -> None:
+    """KL over that of the whole teacher's student, against k."""
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(6.5, 4)).subplots()
+    arms, ks = report["arms"], list(PAIRS)
+    ways = {"top k with the rest": "topk:{}", "top k renormalised": "renormalised:{}", "drawn, as many bytes": "sampled:{}"}
+    for (label, name), colour in zip(ways.items(), ("#2563b0", "#c2571a", "#2e8b57"), strict=True):
+        gaps = [arms[name.format(PAIRS[k] if "sampled" in name else k)]["kl_over_whole"] for k in ks]
+        values = [gap["value"] for gap in gaps]
+        bars = [[g["value"] - g["low"] for g in gaps], [g["high"] - g["value"] for g in gaps]]
+        axes.errorbar(ks, values, bars, color=colour, marker="o", capsize=3, label=label)
+    alone = arms["text alone"]["kl_over_whole"]["value"]
+    axes.axhline(alone, color="grey", linestyle="--", label="no teacher, the text alone")
+    axes.set(
+        xscale="log",
+        xticks=ks,
+        xlabel="k",
+        ylabel="KL to the teacher over that of the\nwhole teacher's student, nats per token",
+    )
+    axes.set_xticklabels([str(k) for k in ks])
+    axes.minorticks_off()
+    axes.set_title(report["what"], fontsize=8, loc="left")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.figure.savefig(path, bbox_inches="tight")  # type: ignore[union-attr]
 
 
 def mean(sums: torch.Tensor, tokens: torch.Tensor) -> float:
