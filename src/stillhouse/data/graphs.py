@@ -219,8 +219,7 @@ class GraphFile:
     `valid` and `test`; the names that torch-geometric uses do as well, and so do the files of the CPF collection.
     `.pt`: a dictionary of such tensors (`torch.save(data.to_dict(), "graph.pt")`); objects are refused, since reading
     them would run them. `nodes.csv`: `id`, `label` (empty: not known), numbers, and if you like `split`; `edges.csv`:
-    `source`, `target`. Without a path the graph `name` of Planetoid is looked for in `$STILLHOUSE_DATA`, `data` and
-    `../shared/data`.
+    `source`, `target`. Without a path the graph `name` of Planetoid is looked for in `$STILLHOUSE_DATA` and `data`.
     """
 
     path: str | None = None
@@ -344,7 +343,7 @@ class Found:
 def shelves() -> list[Path]:
     """Where graphs are looked for that come without a path."""
     named = os.environ.get("STILLHOUSE_DATA")
-    return [*([Path(named)] if named else []), Path("data"), Path("../shared/data")]
+    return [*([Path(named)] if named else []), Path("data")]
 
 
 def find(name: str) -> Path | None:
