@@ -56,7 +56,7 @@ def find(what: str, scale: Scale = "small", *, allow: Collection[str] = ()) -> R
 
 
 def with_signals(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with stored signals in place of its only teacher; a stage that trains that teacher is left out."""
+    """The recipe with stored signals in place of its only teacher; a stage that trains that teacher still runs."""
     from ..signals.store import SignalError, is_store
     from ..teachers.cached import Cached
 

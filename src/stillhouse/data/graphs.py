@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -382,11 +383,14 @@ def read(path: Path, origin: str) -> Found:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except pickle.UnpicklingError as error:
         raise RunError(
             f"{path} holds objects, and reading objects would run them. Write tensors instead: "
             'torch.save(data.to_dict(), "graph.pt")'
         ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"cannot read {path} as a file of tensors: {reason}") from error
     if not isinstance(found, Mapping):
         raise RunError(f"{path} holds a {type(found).__name__}; it should hold a dictionary of tensors")
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.run import Run, RunError
-from .toys import _Kept, _sizes
+from .toys import Kept, sizes_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvNetD(_Kept):
+class ConvNetD(Kept):
     """`depth` blocks of `width` channels."""
 
     width: int = 128
@@ -26,7 +26,7 @@ class ConvNetD(_Kept):
 
     def build(self, run: Run) -> nn.Module:
         """Images `[B, C, H, W]` of the recipe's data to logits `[B, classes]`."""
-        shape, classes = _sizes(run, None, None)
+        shape, classes = sizes_of(run, None, None)
         return self.of(shape, classes)
 
     def of(self, shape: tuple[int, ...], classes: int, draw: torch.Generator | None = None) -> Blocks:

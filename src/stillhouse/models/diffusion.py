@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.run import Run
-from .toys import _Kept, _sizes  # pyright: ignore[reportPrivateUsage]
+from .toys import Kept, sizes_of
 
 Predicts = Literal["x0", "eps", "v", "flow", "edm"]
 
@@ -359,7 +359,7 @@ class UNet(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _DenoiserSpec(_Kept):
+class _DenoiserSpec(Kept):
     """What the specs share: where the weights begin."""
 
     schedule: Schedule = Flow()
@@ -397,7 +397,7 @@ class PointDenoiser(_DenoiserSpec):
     depth: int = 3
 
     def _net(self, run: Run) -> nn.Module:
-        shape, _ = _sizes(run, None if self.inputs is None else (self.inputs,), 0)
+        shape, _ = sizes_of(run, None if self.inputs is None else (self.inputs,), 0)
         return PointNet(shape, self.width, self.depth, self.classes)
 
 
@@ -410,5 +410,5 @@ class ImageDenoiser(_DenoiserSpec):
     levels: int = 2
 
     def _net(self, run: Run) -> nn.Module:
-        shape, _ = _sizes(run, None if self.channels is None else (self.channels,), 0)
+        shape, _ = sizes_of(run, None if self.channels is None else (self.channels,), 0)
         return UNet(shape, self.width, self.levels, self.classes)

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from ..core.run import Run, RunError
 from ..data.graphs import Graph
-from .toys import Perceptron, _Kept, _sizes
+from .toys import Kept, Perceptron, sizes_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeMLP(_Kept):
+class NodeMLP(Kept):
     """A multilayer perceptron on a node's features: it never sees an edge."""
 
     inputs: int | None = None  # features of a node; None: as the recipe's data have
@@ -31,12 +31,12 @@ class NodeMLP(_Kept):
 
     def build(self, run: Run) -> nn.Module:
         """Features `[B, d]` to logits `[B, classes]`."""
-        shape, classes = _sizes(run, None if self.inputs is None else (self.inputs,), self.classes)
+        shape, classes = sizes_of(run, None if self.inputs is None else (self.inputs,), self.classes)
         return OnFeatures(Perceptron(shape[0], classes, self.width, self.depth, self.dropout))
 
 
 @dataclass(frozen=True, kw_only=True)
-class GCN(_Kept):
+class GCN(Kept):
     """A graph convolutional network (Kipf, Welling 2017, arXiv 1609.02907): H' = relu(D^-1/2 (A + I) D^-1/2 H W)."""
 
     inputs: int | None = None
@@ -51,7 +51,7 @@ class GCN(_Kept):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAGE(_Kept):
+class SAGE(Kept):
     """GraphSAGE with means (Hamilton et al. 2017, arXiv 1706.02216), all neighbours: H' = relu(H W + mean(H) V)."""
 
     inputs: int | None = None
@@ -66,7 +66,7 @@ class SAGE(_Kept):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometric(_Kept):
+class Geometric(Kept):
     """One of the networks of torch-geometric's `nn.models`: GCN, GraphSAGE, GAT, GIN, PNA, ..."""
 
     name: str = "GAT"
@@ -84,7 +84,7 @@ class Geometric(_Kept):
             raise RunError("this network needs torch-geometric: pip install torch-geometric") from error
         except AttributeError as error:
             raise RunError(f"torch_geometric.nn.models has no {self.name!r}") from error
-        shape, classes = _sizes(run, None if self.inputs is None else (self.inputs,), self.classes)
+        shape, classes = sizes_of(run, None if self.inputs is None else (self.inputs,), self.classes)
         return OnEdges(kind(shape[0], self.width, self.depth + 1, out_channels=classes, dropout=self.dropout))
 
 
@@ -176,5 +176,5 @@ def _project(x: Tensor, linear: nn.Linear) -> Tensor:
 
 
 def _network(spec: GCN | SAGE, run: Run, layer: type[Smoothing] | type[Averaging]) -> GraphNetwork:
-    shape, classes = _sizes(run, None if spec.inputs is None else (spec.inputs,), spec.classes)
+    shape, classes = sizes_of(run, None if spec.inputs is None else (spec.inputs,), spec.classes)
     return GraphNetwork(layer, [shape[0], *[spec.width] * spec.depth, classes], spec.dropout)

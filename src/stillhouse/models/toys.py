@@ -24,7 +24,7 @@ from .hub import document_mask
 WEIGHTS = "model.safetensors"
 
 
-class _Kept:
+class Kept:
     """How every toy is saved and loaded."""
 
     def build(self, run: Run) -> nn.Module:
@@ -45,7 +45,7 @@ class _Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLP(_Kept):
+class MLP(Kept):
     """A multilayer perceptron over flattened inputs."""
 
     inputs: int | None = None  # numbers in one item; None: as the recipe's data have
@@ -56,12 +56,12 @@ class MLP(_Kept):
 
     def build(self, run: Run) -> nn.Module:
         """Inputs `[B, ...]` to logits `[B, classes]`."""
-        shape, classes = _sizes(run, None if self.inputs is None else (self.inputs,), self.classes)
+        shape, classes = sizes_of(run, None if self.inputs is None else (self.inputs,), self.classes)
         return Perceptron(math.prod(shape), classes, self.width, self.depth, self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvNet(_Kept):
+class ConvNet(Kept):
     """A small convolutional network for images."""
 
     channels: int | None = None  # of the image; None: as the recipe's data have
@@ -72,12 +72,12 @@ class ConvNet(_Kept):
 
     def build(self, run: Run) -> nn.Module:
         """Images `[B, channels, H, W]` to logits `[B, classes]`."""
-        shape, classes = _sizes(run, None if self.channels is None else (self.channels,), self.classes)
+        shape, classes = sizes_of(run, None if self.channels is None else (self.channels,), self.classes)
         return Convolutional(shape[0], classes, self.width, self.depth, self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyLM(_Kept):
+class TinyLM(Kept):
     """A decoder-only transformer: rotary positions, RMSNorm, gated MLP."""
 
     vocabulary: int | None = None  # None: as the recipe's data have
@@ -92,7 +92,7 @@ class TinyLM(_Kept):
 
     def build(self, run: Run) -> nn.Module:
         """Packed tokens `[B, T]` to `HeadLogits` `[B, T, vocabulary]`."""
-        _, classes = _sizes(run, (), self.vocabulary)
+        _, classes = sizes_of(run, (), self.vocabulary)
         return Transformer(classes, self.width, self.depth, self.heads, self.tied)
 
 
@@ -265,7 +265,7 @@ def _stage(inputs: int, width: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _sizes(run: Run, shape: tuple[int, ...] | None, classes: int | None) -> tuple[tuple[int, ...], int]:
+def sizes_of(run: Run, shape: tuple[int, ...] | None, classes: int | None) -> tuple[tuple[int, ...], int]:
     """Shape of one item and number of classes: those given, else those of the recipe's training split."""
     if shape is not None and classes is not None:
         return shape, classes

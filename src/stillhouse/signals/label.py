@@ -65,7 +65,9 @@ class Label:
         found = measure(stored, teacher, (self._batch(run, *asked[i]) for i in sample(len(asked))), run.device)
         with Writer(folder, stored.store.header) as writer:
             writer.finish({"fidelity": found})
-        facts = {"seconds": time.monotonic() - began, "teacher_tokens": stored.store.items, "bytes": stored.store.bytes}
+        sources = run.sources(self.data)
+        read = sum(getattr(sources[s], "tokens", 0) * (self.draws if s == "train" else 1) for s in self.splits)
+        facts = {"seconds": time.monotonic() - began, "teacher_tokens": read, "bytes": stored.store.bytes}
         with run.artifact(run.stage, kind=self.kind, **facts) as place:
             if self.to is None:
                 shutil.copytree(folder, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lock"))

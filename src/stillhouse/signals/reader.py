@@ -102,6 +102,6 @@ class StoredTeacher:
         nearest = min(mass, key=lambda t: abs(float(t) - temperature), default=None)
         there = f" and {mass[nearest]:.0%} at {nearest}" if nearest not in (None, "1") else ""
         raise TeacherMismatch(
-            f"these signals keep the likeliest classes, which hold {known}{there}, and the method compares at temperature "
+            f"these signals keep some classes, which hold {known}{there}, and the method compares at temperature "
             f"{temperature:g}: use temperature 1, or label with --signal hidden:float16"
         )

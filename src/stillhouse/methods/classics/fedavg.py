@@ -6,8 +6,8 @@ w^k are the weights of client k after some steps of SGD from w_t on its own item
 clients that take part in round t: a share C of all, drawn anew each round. All clients have one architecture, and begin
 with the same weights.
 
-Sure, from the paper: Algorithm 1, plain SGD, C = 0.1, batches of 10, 1 to 20 passes a round, the common start, the 2NN
-(two hidden layers of 200). Inferred: nothing in the update.
+Known of the paper, but not checked against its text here: Algorithm 1, plain SGD, C = 0.1, batches of 10, 1 to 20 passes a
+round, the common start, the 2NN (two hidden layers of 200). Inferred: nothing in the update.
 
 Differs from the paper / the authors' code: a round is counted in steps, the same for every client, where the paper counts
 passes over the own items, so that a client with more items takes more steps. Early versions of the paper wrote n_k / n for
