@@ -40,8 +40,8 @@ def stale(names: Sequence[str] | None = None) -> dict[str, list[str]]:
     """Method -> what changed since its proof, for those where something did; methods without a proof count as changed."""
     found: dict[str, list[str]] = {}
     for name in names or sorted(catalogue()):
-        proof = proof_of(name)
-        files = ["not proven yet"] if proof is None else since(proof, find(name).path)
+        entry, proof = find(name), proof_of(name)
+        files = ["not proven yet"] if proof is None else since(proof, entry.path)
         if files:
             found[name] = ["its proof does not say which code it ran"] if files == ["?"] else files
     return found
