@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ["language", "servers"]  # tiny language models, and a server that serves them
+pytest_plugins = ["language", "servers", "chatserver"]  # tiny language models, and servers
 
 
 @pytest.fixture

@@ -425,13 +425,16 @@ def prove(
 
 
 def _planned(recipe: Any) -> None:
-    """Say what a run will take, where that can be told; one line and out if the memory cannot hold it."""
+    """Say what a run will take and what it will ask of whom, where that can be told; one line and out if it cannot."""
     from ..estimate import Plan
+    from ..synth.synthesize import DataPlan
 
     if Plan.knows(recipe):
         needed = Plan.of(recipe)
         typer.echo(str(needed))
         needed.check()
+    if DataPlan.knows(recipe):
+        typer.echo(str(DataPlan.of(recipe)))
 
 
 def _progress(unit: str) -> Progress:

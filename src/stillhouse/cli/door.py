@@ -72,7 +72,8 @@ def _short_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
 
 def _text(dumper: _Dumper, text: str) -> yaml.Node:
     breaks = any(c in text for c in "\x85\u2028\u2029\ufeff")  # PyYAML writes these line breaks raw and reads them as spaces
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+    style = '"' if breaks else "|" if "\n" in text else None  # a prompt keeps its lines
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 for _name, _pattern, _first in _SCALARS:

@@ -91,6 +91,10 @@ class Completion:
     text: str
     tokens: Sequence[int] | None = None
     logprobs: Sequence[float] | None = None  # of the tokens, under the model that wrote them
+    finished: bool = True  # False: it was cut off at the longest length asked for
+    read: int = 0  # tokens of the prompt, as far as its writer counts them
+    wrote: int = 0  # tokens of the answer
+    truth: Mapping[str, Any] | None = None  # what a scripted teacher knows about its own answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,7 @@ def save_model(module: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBa
 
 def load_model(path: str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A model by path (see HubLM), in evaluation mode; RunError in one line if there is none."""
-    with _loading(path):
+    with loading(path):
         model, found = transformers().AutoModelForCausalLM.from_pretrained(
             resolve(path), dtype=dtype or "auto", output_loading_info=True
         )
@@ -226,13 +226,13 @@ def _tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A tokenizer by path (see HubLM)."""
-    with _loading(path):
+    with loading(path):
         return _tokenizer(resolve(path))
 
 
 def load_config(path: str) -> Any:
     """A model's configuration by path, without its weights."""
-    with _loading(path):
+    with loading(path):
         return transformers().AutoConfig.from_pretrained(resolve(path))
 
 
@@ -287,7 +287,7 @@ def _converted(file: Path) -> Path:
 
 
 @contextmanager
-def _loading(path: str) -> Generator[None]:
+def loading(path: str) -> Generator[None]:
     """Whatever goes wrong while a model is read becomes one line. The readers below raise all kinds of errors."""
     try:
         yield

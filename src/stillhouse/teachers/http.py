@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy
 import torch
@@ -37,7 +36,7 @@ from ..models.hub import load_config, load_tokenizer
 from ..signals.tokenizers import classes_of
 from ..signals.topk import MOST
 from .local import check_tokenizers
-from .server import Refused, Server, short
+from .server import Refused, Server, check_address, short
 
 LEAST = -9999.0  # nats: how servers write the logarithm of zero
 SLACK = 1e-3  # by which probabilities may add up to more than one
@@ -59,16 +58,7 @@ class HttpLM:
     retries: int = 5  # of a request that failed in passing
 
     def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.url)
-            secret = parts.username is not None or parts.password is not None or parts.query or parts.fragment
-            fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and self.url.isprintable()
-        except ValueError:
-            secret, fine = False, False
-        if secret or not fine:  # never repeated: it may hold a password
-            raise ValueError("the url must look like http://host:8000/v1, without a user, a password or a query")
-        if self.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_env):
-            raise ValueError("key_env is the name of an environment variable, in capitals, and never the key itself")
+        check_address(self.url, self.key_env)
         if not 1 <= self.k <= MOST:
             raise ValueError(f"k must be between 1 and {MOST:,}, not {self.k}")
         if self.concurrency < 1 or not 0 < self.timeout < math.inf or self.retries < 0:

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -52,6 +52,20 @@ class Address(Protocol):
         ...
 
 
+def check_address(url: str, key_env: str | None) -> None:
+    """ValueError for an address that holds a secret or is none, and for a key where its variable's name belongs."""
+    try:
+        parts = urlsplit(url)
+        secret = parts.username is not None or parts.password is not None or parts.query or parts.fragment
+        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
+    except ValueError:
+        secret, fine = False, False
+    if secret or not fine:  # never repeated: it may hold a password
+        raise ValueError("the url must look like http://host:8000/v1, without a user, a password or a query")
+    if key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", key_env):
+        raise ValueError("key_env is the name of an environment variable, in capitals, and never the key itself")
+
+
 def short(said: Any) -> str:
     """Anything a server said as one short line."""
     text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
@@ -65,6 +79,14 @@ class Refused(Exception):
     def __init__(self, status: int, words: str):
         super().__init__(f"{status} {words}")
         self.status, self.words = status, words
+
+
+class NoAnswer(RunError):
+    """Every attempt failed in passing: the server is away, overloaded, or cannot answer this."""
+
+
+class Garbled(Exception):
+    """An answer arrived and cannot be used; another attempt may bring a better one."""
 
 
 class _Passing(Exception):
@@ -85,7 +107,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class Server:
     """Posts JSON, again where that helps, and says in one line what went wrong. Safe to share between threads."""
 
-    def __init__(self, spec: Address):
+    def __init__(self, spec: Address, on_wait: Callable[[float], None] = lambda seconds: None):
+        """`on_wait` is told how long the server asked to wait whenever a request failed in passing."""
+        self.on_wait = on_wait
         self.spec, self.host = spec, urlsplit(spec.url).hostname or ""
         self.name = spec.url.rstrip("/")
         self._root = re.sub(r"/v1$", "", self.name)
@@ -97,15 +121,22 @@ class Server:
         if not all("!" <= c <= "~" for c in self._key):  # http.client would repeat it in its error
             raise RunError(f"the API key in {spec.key_env} has characters that no key has; set it again")
 
-    def post(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
-        """The answer to one request as plain values; Refused for what the caller may understand, else RunError."""
+    def post(
+        self, path: str, body: Mapping[str, Any], stop: threading.Event, read: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """The answer to one request as plain values; Refused for what the caller may understand, else RunError.
+
+        With `read` what it makes of the answer; where it raises Garbled, or the answer is no JSON, it is asked again.
+        """
         url = self._root + path if path.startswith("/") else f"{self.name}/{path}"
         data = json.dumps(body).encode()
         for attempt in range(self.spec.retries + 1):
             try:
-                return self._json(self._send(url, data))
+                raw = self._send(url, data)
+                return self._json(raw) if read is None else self._read(raw, read)
             except _Passing as error:
                 why, wait = str(error), error.wait
+                self.on_wait(wait)
             if wait > PATIENCE:
                 raise RunError(f"{self.name} asks to wait {wait:,.0f} s ({why}); the same command goes on later")
             pause = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
@@ -113,7 +144,7 @@ class Server:
                 break
         else:
             tries = f"{self.spec.retries + 1} attempts" if self.spec.retries else "one attempt"
-            raise RunError(
+            raise NoAnswer(
                 f"{self.name} did not answer after {tries}: {why}; is the server running? The same command goes on"
             )
         raise RunError("stopped")  # the caller has gone
@@ -170,6 +201,13 @@ class Server:
             return json.loads(raw)
         except ValueError:
             raise RunError(f"{self.name} answered with something else than JSON: {self._words(raw)!r}") from None
+
+    def _read(self, raw: bytes, read: Callable[[Any], Any]) -> Any:
+        try:
+            return read(json.loads(raw))
+        except (ValueError, Garbled) as error:
+            what = str(error) if isinstance(error, Garbled) else f"something else than JSON: {self._words(raw)!r}"
+            raise _Passing(f"it answered with {what}") from None
 
     def without_key(self, text: str) -> str:
         """The text with *** in the key's place."""
