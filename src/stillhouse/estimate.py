@@ -72,7 +72,7 @@ class Plan:
         big, small = _sizes(recipe)
         device = best_device()
         speed = matmul_speed(device, getattr(torch, train.precision)) * EFFICIENCY
-        per_step = train.batch * tokens / max(1, rows)
+        per_step = (train.batch or rows) * tokens / max(1, rows)
         labels = [stage for stage in recipe.stages.values() if isinstance(stage, Label)]
         stored = not hasattr(recipe.teachers["teacher"], "model")
         share = targets / max(1, tokens)
@@ -110,7 +110,7 @@ class Plan:
     def fitted(self, recipe: Recipe, minutes: float | None) -> Recipe:
         """The recipe with as many steps as fit into the budget, or with two passes over the data."""
         train = recipe.stages["train"]
-        steps = math.ceil(2 * self.rows / train.batch)
+        steps = math.ceil(2 * self.rows / (train.batch or self.rows))
         if minutes is not None:
             per_step = self.training_seconds / self.steps
             steps = int((60 * minutes - self.other_seconds) / per_step)

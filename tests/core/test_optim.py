@@ -152,3 +152,24 @@ def test_rotary_frequencies_stay_exact_in_bfloat16(tmp_path):
     Loop(None, State(student=layer), Run(tmp_path / "run"), PLAIN, bfloat16=True)  # type: ignore[arg-type]
     assert layer.weight.dtype == torch.bfloat16
     assert layer.frequencies.dtype == torch.float32
+
+
+def test_masters_follow_what_something_else_has_changed():
+    layer = nn.Linear(3, 2)
+    masters = {name: p.detach().float() for name, p in layer.named_parameters()}
+    for param in layer.parameters():
+        param.data = param.data.to(torch.bfloat16)
+    optimizer = GroupOptimizer(layer, PLAIN, masters)
+    kept = [master.clone() for master in optimizer.masters]
+    before = optimizer.versions()
+    optimizer.take_over(before)  # nothing was changed: the bits that rounding loses are still there
+    assert all(torch.equal(a, b) for a, b in zip(optimizer.masters, kept, strict=True))
+    assert not torch.equal(optimizer.masters[0], layer.weight.float())
+    with torch.no_grad():
+        layer.weight.mul_(0.5)
+    optimizer.take_over(before)
+    assert torch.equal(optimizer.masters[0], layer.weight.float())
+    assert torch.equal(optimizer.masters[1], kept[1])
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step(1.0, 1.0)
+    assert torch.equal(layer.weight.float(), optimizer.masters[0].bfloat16().float())

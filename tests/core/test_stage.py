@@ -147,3 +147,25 @@ def test_precision_reaches_the_artifact(run: Run):
     execute(recipe(train=replace(TRAIN, precision="bfloat16")), run)
     module = Subjects(run, ("train",)).load("train")
     assert all(torch.equal(p, p.bfloat16().float()) for p in module.parameters())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks(Supervised):
+    """Remembers which data `setup` found."""
+
+    def setup(self, student: Any, run: Run) -> Any:
+        assert run.source is run.sources()["train"]
+        return super().setup(student, run)
+
+
+def test_setup_finds_the_training_split(run: Run):
+    execute(recipe(train=replace(TRAIN, method=Looks())), run)
+
+
+def test_a_batch_of_everything(run: Run, tmp_path: Path):
+    execute(recipe(train=replace(TRAIN, batch=0)), run)
+    other = Run(tmp_path / "other", device=torch.device("cpu"))
+    execute(recipe(train=replace(TRAIN, batch=256)), other)
+    one, two = run.done("train"), other.done("train")
+    assert one is not None and two is not None
+    assert (one["content"], one["items"]) == (two["content"], 3 * 256)

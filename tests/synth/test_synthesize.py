@@ -150,6 +150,22 @@ def test_stopped_by_ctrl_c_it_goes_on(chat_server: Start, tmp_path: Path) -> Non
     assert made_rows(Run(tmp_path / "run"), "make") == made_rows(calm, "make")
 
 
+def test_progress_counts_answers_as_they_come(chat_server: Start, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    class Seen:
+        def update(self, stage: str, done: int, total: int, logs: Any, seconds: float) -> None:
+            seen.append((stage, done, total))
+
+    for folder in ("asked", "found"):  # the second finds all answers beside it
+        run = Run(tmp_path / folder)
+        run.progress = Seen()
+        execute(made(chat_server(said).url), run)
+        assert seen[-1][0] == "make, judge" and all(0 < done <= total for _, done, total in seen)
+        assert [done for stage, done, _ in seen if stage == "make, double"][-1] == 24
+    assert [done for stage, done, _ in seen if stage == "make, double"][:24] == list(range(1, 25))
+
+
 def test_a_spent_budget_leaves_a_table_that_can_be_used(chat_server: Start, tmp_path: Path) -> None:
     server = chat_server(said)
     run = go(made(server.url, budget=Budget(calls=30)), tmp_path / "run")

@@ -136,7 +136,10 @@ class Loop:
                 totals[f"{group}/count"] = totals.get(f"{group}/count", 0.0) + count
                 for name, value in logs.items():
                     totals[f"{group}/{name}"] = value / count
+        before = {name: group.versions() for name, group in self.groups.items()}
         advance(self.method, self.state, totals, run)
+        for name, group in self.groups.items():
+            group.take_over(before[name])
         self.between = True
         return totals
 

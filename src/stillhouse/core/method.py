@@ -33,7 +33,8 @@ class State(nn.Module):
     """All that a method learns. Child modules are parameter groups, buffers are scalars; both survive a resume.
 
     `State(student=net, t=0.4)` has a group `student` and a float64 buffer `t`. Keep what must not be trained frozen:
-    a child without trainable parameters gets no optimizer but is still saved.
+    a child without trainable parameters gets no optimizer but is still saved. Where the student itself consists of
+    several groups, override `groups`.
     """
 
     def __init__(self, **parts: nn.Module | float | Tensor):
@@ -59,7 +60,9 @@ class Method(Protocol):
 
     `step` is a generator: the engine runs it once per micro-batch, in lock-step. It only reads the state. `advance`
     runs once per optimizer step, after it, with the step's logged means, and is the only place that changes state.
-    A method that needs logits and is content with a top k says so with `takes_topk: ClassVar[bool] = True`.
+    A method that needs logits and is content with a top k says so with `takes_topk: ClassVar[bool] = True`. One that asks
+    its teacher about what the student makes, for which no answer can be stored beforehand, has `asks_about_own`: a
+    `ClassVar[bool]`, or a property if its settings decide. `setup` finds the stage's training split in `run.source`.
     """
 
     needs: ClassVar[frozenset[Kind]]

@@ -106,6 +106,17 @@ class GroupOptimizer:
             if master is not param:
                 param.copy_(master)
 
+    def versions(self) -> list[int]:
+        """How often each parameter has been written to."""
+        return [param._version for param in self.params]
+
+    @torch.no_grad()
+    def take_over(self, before: list[int]) -> None:
+        """Masters follow the parameters that something else has changed since `before`, which else would be lost."""
+        for param, master, version in zip(self.params, self.masters, before, strict=True):
+            if master is not param and param._version != version:
+                master.copy_(param)
+
     def clear(self) -> None:
         """Drop all gradients, of parameters that other groups' losses reached too."""
         for param, master in zip(self.params, self.masters, strict=True):

@@ -57,6 +57,7 @@ class Run:
     teachers: Mapping[str, Teacher] = field(default_factory=dict[str, Teacher])
     progress: Any = None  # something with .update(stage, done, total, logs, seconds), or None
     recipe: Any = None  # the Recipe, once `execute` has begun
+    source: Any = None  # the training split of the current stage
     work: Any = None  # what a stage that makes data lends to its step, see synth/steps.py
     _sources: dict[int, tuple[Any, Mapping[str, Any]]] = field(default_factory=dict[int, tuple[Any, Mapping[str, Any]]])
     _rejected: set[int] | None = None

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import signal
 import sys
@@ -54,6 +55,14 @@ class ModelSpec(Protocol):
         ...
 
 
+class Judge(Protocol):
+    """How good a student is on the validation split: a frozen dataclass, larger is better."""
+
+    def __call__(self, student: nn.Module, run: Run) -> float:
+        """One number about the student, which is in evaluation mode and must be left as it is."""
+        ...
+
+
 class DataSpec(Protocol):
     """Where examples come from: a frozen dataclass in a recipe."""
 
@@ -68,7 +77,7 @@ class Train:
 
     method: Method
     steps: int  # optimizer steps
-    batch: int  # items a step, over all micro-batches and ranks
+    batch: int  # items a step, over all micro-batches and ranks; 0: all there are
     optim: Optim = Optim()
     optims: Mapping[str, Optim] = field(default_factory=dict[str, Optim])  # groups that move differently
     accumulate: int = 1  # micro-batches a step
@@ -80,6 +89,8 @@ class Train:
     label: str = ""  # what the report calls this student; empty: from the stage's name
     seconds_of: str | None = None  # take as many steps as stage `speed_of` would take in the seconds of this stage
     speed_of: str | None = None
+    judge: Judge | None = None  # keep the student that it likes best of those at every `judge_every` steps
+    judge_every: int = 100
     checkpoint_minutes: float = 5.0
 
     def __call__(self, run: Run) -> None:
@@ -88,11 +99,12 @@ class Train:
         source = run.sources(self.data)["train"]
         if len(source) == 0:
             raise RunError("the training split is empty; give more data or a smaller share to hold out")
-        run.horizon, run.step = self._planned(run), 0
+        run.horizon, run.step, run.source = self._planned(run), 0, source
+        size = self.batch or len(source)
         for name, teacher in run.teachers.items() if self.method.needs else ():
             check_gives(name, teacher, self.method.needs, takes_topk=getattr(self.method, "takes_topk", False))
             if hasattr(teacher, "check"):  # stored signals know what they can serve
-                teacher.check(self.method, source, -(-run.horizon * self.batch // len(source)))  # type: ignore[attr-defined]
+                teacher.check(self.method, source, -(-run.horizon * size // len(source)))  # type: ignore[attr-defined]
         torch.manual_seed(run.seed)
         student = spec.build(run).to(run.device).train()
         if self.checkpointing:
@@ -102,7 +114,7 @@ class Train:
             for child in state.groups().values():
                 child.compile()
         loop = Loop(self.method, state, run, self.optim, self.optims, bfloat16=self.precision == "bfloat16")
-        start, seconds = 0, 0.0
+        start, seconds, best = 0, 0.0, Best()
         saved = run.restore()
         if saved is not None:
             start, value = saved
@@ -114,22 +126,26 @@ class Train:
                     f"the checkpoint of stage {run.stage!r} does not fit this recipe ({reason}); delete "
                     f"{run.folder / 'state' / run.stage} to start the stage again"
                 ) from error
-            seconds = value["seconds"]
+            seconds, best = value["seconds"], Best(**value.get("best", {}))
             run.event("resumed", step=start)
         run.forget_metrics(run.stage, start)
-        facts: dict[str, Any] = {"kind": "model", "steps": run.horizon, "items": run.horizon * self.batch}
+        facts: dict[str, Any] = {"kind": "model", "steps": run.horizon, "items": run.horizon * size}
         with stop_requests() as stop:
-            seconds = self._fit(loop, source, run, start, seconds, stop)
+            seconds = self._fit(loop, source, run, start, seconds, stop, best)
             loop.close()
+            trained = state.get_submodule("student").eval()
+            if best.weights:
+                trained.load_state_dict(best.weights)
+                facts |= {"best_step": best.step, "best_score": best.score}
             with run.artifact(run.stage, seconds=seconds, **facts, **self._cost(source, run)) as folder:
-                spec.save(state.get_submodule("student").eval(), folder, run)
+                spec.save(trained, folder, run)
             run.drop_checkpoints()
         if stop.is_set():  # asked during the last step or while saving
             raise Interrupted(f"stopped after stage {run.stage!r}; go on with: stillhouse run {run.folder}")
 
     def _cost(self, source: Any, run: Run) -> dict[str, int]:
         """Peak bytes so far, and tokens read if the data are counted in tokens."""
-        tokens = getattr(source, "tokens", 0) * run.horizon * self.batch / len(source)
+        tokens = getattr(source, "tokens", 0) * run.horizon * (self.batch or len(source)) / len(source)
         asked = round(tokens) if self.method.needs else 0
         return {"memory": peak_memory(run.device), "tokens": round(tokens), "teacher_tokens": asked}
 
@@ -141,17 +157,22 @@ class Train:
             raise RunError(f"stage {run.stage!r} needs {self.seconds_of!r} and {self.speed_of!r} to be done before it")
         return max(1, round(twin["steps"] * budget["seconds"] / twin["seconds"]))
 
-    def _fit(self, loop: Loop, source: Source, run: Run, start: int, seconds: float, stop: threading.Event) -> float:
+    def _fit(
+        self, loop: Loop, source: Source, run: Run, start: int, seconds: float, stop: threading.Event, best: Best
+    ) -> float:
         """Take the steps from `start` on; the seconds of training so far, those before a resume included."""
         clock = _Clock(seconds)
         last_save = time.monotonic()
 
         def save(step: int) -> None:
-            run.checkpoint(step, {"loop": loop.state_dict(), "seconds": clock.seconds})
+            found = {"best": best.plain()} if best.weights else {}
+            run.checkpoint(step, {"loop": loop.state_dict(), "seconds": clock.seconds, **found})
 
         def on_step(step: int, logs: dict[str, float]) -> None:
             nonlocal last_save
             clock.pause()
+            if self.judge is not None and ((step + 1) % self.judge_every == 0 or step + 1 == run.horizon):
+                logs = {**logs, "judge/score": best.see(step + 1, self.judge, loop.state.get_submodule("student"), run)}
             run.log(step, logs)
             if run.progress is not None:
                 run.progress.update(run.stage, step + 1, run.horizon, logs, clock.seconds)
@@ -166,7 +187,7 @@ class Train:
 
         clock.start()
         try:
-            size, parts = self.batch, self.accumulate
+            size, parts = self.batch or len(source), self.accumulate
             fit(loop, source, steps=run.horizon, size=size, accumulate=parts, start=start, on_step=on_step)
         except Interrupted:
             raise
@@ -177,6 +198,34 @@ class Train:
             raise
         clock.pause()
         return clock.seconds
+
+
+@dataclass
+class Best:
+    """The student that a judge liked best so far; of equal ones the first."""
+
+    score: float = -math.inf
+    step: int = 0  # after how many optimizer steps
+    weights: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+
+    @torch.no_grad()
+    def see(self, step: int, judge: Judge, student: nn.Module, run: Run) -> float:
+        """What the judge says of the student, who is remembered if there was none better; an error if that is nan."""
+        was = student.training
+        try:
+            score = float(judge(student.eval(), run))
+        finally:
+            student.train(was)
+        if math.isnan(score):
+            raise RunError(f"the judge of stage {run.stage!r} gave nan after step {step}")
+        if score > self.score or not self.weights:
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in student.state_dict().items()}
+            self.score, self.step, self.weights = score, step, weights
+        return score
+
+    def plain(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"score": self.score, "step": self.step, "weights": self.weights}
 
 
 class Check(Protocol):

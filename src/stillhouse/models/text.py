@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +84,7 @@ class HubClassifier:
         return self._loaded(self.path, classes)
 
     def _loaded(self, path: str, classes: int) -> nn.Module:
-        with loading(path):
+        with loading(path), _quietly():  # that the head is new is what is wanted
             return SequenceClassifier(
                 transformers().AutoModelForSequenceClassification.from_pretrained(
                     resolve(path), num_labels=classes, ignore_mismatched_sizes=True, dtype=getattr(torch, self.dtype)
@@ -116,6 +117,18 @@ class HubClassifier:
         """A model written by `save`."""
         _, classes = sizes_of(run, (), self.classes)
         return self._loaded(str(folder), classes)
+
+
+@contextmanager
+def _quietly() -> Generator[None]:
+    """Without transformers' report of what it did not find."""
+    logging = transformers().utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class SequenceClassifier(nn.Module):

@@ -77,7 +77,7 @@ class Work:
     def tell(self, answers: int) -> None:
         """Move the progress bar by so many answers, whatever their order."""
         self.done += answers
-        if self.run.progress is not None:
+        if self.run.progress is not None and answers:
             total = max(self.total, self.done)
             self.run.progress.update(f"{self.run.stage}, {self.name}", self.done, total, {}, time.monotonic() - self.began)
 
