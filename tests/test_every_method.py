@@ -130,10 +130,11 @@ def offline(name: str) -> Recipe | None:
         return None
     stage = trained_stage(made)
     method = made.stages[stage].method
-    if not method.needs or (hasattr(method, "sampling") and not hasattr(method, "on_policy")):
-        return None  # it asks no teacher, or only about what the student writes
     if hasattr(method, "on_policy"):
         made = made.set(f"{stage}.method.on_policy", 0.0)
+        method = made.stages[stage].method
+    if not method.needs or getattr(method, "asks_about_own", False):
+        return None
     return made.set(f"{stage}.steps", 3).set(f"{stage}.accumulate", made.stages[stage].batch)
 
 

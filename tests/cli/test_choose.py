@@ -58,8 +58,17 @@ def test_stored_signals_are_looked_into(still: Still, texts: Path, tmp_path: Pat
         (folder / "signals.json").write_text(json.dumps({"format": {"name": name}}))
         found = chosen(still, "--teacher", folder, "--data", texts)
         assert ("taid" in ids(found)) == fits
+        assert "minillm" not in ids(found)  # it asks about what the student will write
         commands = {m["id"]: m["command"] for m in found["methods"]}
         assert "on_policy=0" in commands["gkd"] and ("train.method.temperature=1" in commands["hinton"]) != fits
+
+
+def test_drawn_classes_serve_forward_kl_alone(still: Still, texts: Path, tmp_path: Path):
+    folder = tmp_path / "signals"
+    folder.mkdir()
+    (folder / "signals.json").write_text(json.dumps({"format": {"name": "sampled"}}))
+    commands = {m["id"]: m["command"] for m in chosen(still, "--teacher", folder, "--data", texts)["methods"]}
+    assert "--set 'train.method.divergence={use: objectives.divergences.ForwardKL}'" in commands["gkd"]
 
 
 def test_a_folder_of_images(still: Still, tmp_path: Path):

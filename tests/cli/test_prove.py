@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from stillhouse.core.files import read_lines
 from stillhouse.core.proof import Proof
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.stage import Audit, Train
+from stillhouse.data.toys import Clusters
 from stillhouse.methods.classics import supervised
 from stillhouse.methods.classics.supervised import Supervised
 from stillhouse.models.toys import MLP
@@ -101,6 +102,30 @@ def test_every_arm_is_tuned_alike_and_never_on_the_test_split(still: Still, tmp_
         found = json.loads((folder / "artifacts" / "audit" / "data" / "value.json").read_text())
         splits = {f["split"] for f in found if f.get("split")}
         assert splits == ({"valid"} if f"_s{written['tuning']['seed']}_" in folder.name else {"test"})
+
+
+def test_an_arm_without_settings_is_left_as_it_is(still: Still, tmp_path: Path, claim: Any) -> None:
+    rule = arm(1e-3, 5)
+    claim(proof(tune={"train.optim.lr": (1e-6, 1e-2)}, arms={"ours": arm(1e-3, 30), "alone": rule}, untuned=("alone",)))
+    written = proven(still, tmp_path)
+    assert set(written["tuning"]["trials"]) == {"ours"} and written["arms"]["alone"]["settings"] == {}
+    claim(proof(untuned=("nobody",)))
+    assert "the proof has no arm 'nobody'" in still("prove", "supervised").stderr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere(Clusters):
+    """Data that say where they come from."""
+
+    def load(self, run: Any) -> Any:
+        run.event("note", text="the data are made up")
+        return super().load(run)
+
+
+def test_what_the_runs_said_about_their_data_is_kept(still: Still, tmp_path: Path, claim: Any) -> None:
+    claim(proof(arms={"ours": arm(1e-2).set("data", Elsewhere()), "alone": arm(1e-6)}))
+    written = proven(still, tmp_path)
+    assert written["arms"]["ours"]["told"] == ["the data are made up"] and written["arms"]["alone"]["told"] == []
 
 
 def test_arms_can_be_students_of_one_run(still: Still, tmp_path: Path, claim: Any) -> None:

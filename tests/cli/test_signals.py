@@ -106,7 +106,7 @@ def test_distil_that_asks_the_teacher_once(signal: str, still: Still, folders: F
         (["--method", "taid"], "needs logits"),
         (["--method", "minillm"], "needs logits"),
         (["--set", "train.method.temperature=2"], "temperature 2"),
-        (["--set", "train.method.on_policy=0.5"], "student writes"),
+        (["--set", "train.method.on_policy=0.5"], "student makes"),
     ],
 )
 def test_what_only_a_live_teacher_can_do_is_refused(

@@ -206,7 +206,7 @@ def test_methods_that_ask_about_their_own_text_are_refused(
     method: Any, folders: Folders, text: Text, stored: Path, tmp_path: Path
 ):
     said = refused(with_signals(folders, text, method, stored), tmp_path / "run")
-    assert "student writes" in said or "needs logits" in said
+    assert "student makes" in said or "needs logits" in said
 
 
 def test_a_method_that_needs_all_logits_is_refused(folders: Folders, text: Text, stored: Path, tmp_path: Path):

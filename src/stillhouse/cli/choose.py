@@ -25,6 +25,7 @@ class Situation:
     modality: str
     gives: tuple[str, ...]  # by the teacher
     stored: bool = False  # the teacher is a folder of signals
+    drawn: bool = False  # those signals are drawn classes
     known: tuple[str, ...] = ()
 
 
@@ -47,8 +48,8 @@ def situation(
         given = {"weights": EVERYTHING, "topk": ("topk", "text"), "text": ("text",), "nothing": ()}.get(said, (said,))
     if found == "text" and data is not None and not _has_answers(Path(data)):
         known.append(f"{data} holds prompts without answers: the teacher writes them first")
-    stored = teacher is not None and (Path(teacher) / "signals.json").is_file()
-    return Situation(found, given, stored, tuple(known))
+    form = _stored(teacher)
+    return Situation(found, given, form is not None, form is not None and form["name"] == "sampled", tuple(known))
 
 
 def _modality(data: str | None) -> str | None:
@@ -73,14 +74,19 @@ def _gives(teacher: str | None) -> tuple[tuple[str, ...] | None, str]:
         return None, ""
     if teacher.startswith(("http://", "https://")):
         return ("topk", "text"), f"{teacher} is a server: it gives text and, if it is vLLM or SGLang, the likeliest tokens"
-    header = Path(teacher) / "signals.json"
-    if header.is_file():
-        form = json.loads(header.read_text(encoding="utf-8"))["format"]
+    form = _stored(teacher)
+    if form is not None:
         kind: str = {"topk": "topk", "sampled": "topk", "hidden": "logits"}.get(form["name"]) or str(
             form.get("kind", "logits")
         )
         return (kind,), f"{teacher} holds stored signals ({form['name']}): {kind} for the data they were made from"
     return EVERYTHING, f"{teacher} is a model: it gives {', '.join(EVERYTHING)}"
+
+
+def _stored(teacher: str | None) -> dict[str, Any] | None:
+    """The format of a folder of signals; None if the teacher is something else."""
+    header = Path(teacher or "") / "signals.json"
+    return json.loads(header.read_text(encoding="utf-8"))["format"] if teacher and header.is_file() else None
 
 
 def _has_answers(path: Path) -> bool:
@@ -102,6 +108,8 @@ def fitting(found: Situation) -> list[dict[str, Any]]:
     """The methods that fit, those whose claim held first, each with `why`."""
     kinds = {kind for entry in catalogue().values() for kind in entry.paper.modality}
     methods = show.rows(modality=found.modality if found.modality in kinds else "any", needs=found.gives)
+    if found.stored:  # nobody knows beforehand what a student will make
+        methods = [m for m in methods if not find(m["id"]).asks_about_own]
     for method in methods:
         needs = " and ".join(method["needs"])
         verdict = method["verdict"] or "not proven here yet"
@@ -119,6 +127,8 @@ def command(method: dict[str, Any], teacher: str | None, student: str | None, da
             for name in offline
             if offline[name] and name in fields
         ]
+        if found.drawn and "divergence" in fields:  # what is drawn says nothing about any other
+            extra.append(" --set 'train.method.divergence={use: objectives.divergences.ForwardKL}'")
         parts = {"--teacher": teacher or "TEACHER", "--student": student or "shrink:layers=N", "--data": data or "my.jsonl"}
         told = " ".join(f"{option} {value}" for option, value in parts.items())
         return f"stillhouse distil {told} --method {method['id']} --out student/" + "".join(extra)

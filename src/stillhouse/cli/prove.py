@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..core.files import write_atomically
+from ..core.files import read_lines, write_atomically
 from ..core.paper import find
 from ..core.proof import Effect, Proof, Verdict, interval, verdict
 from ..core.recipe import Recipe, RecipeError, nearest, to_plain
@@ -32,6 +32,7 @@ from .progress import clock, progress
 from .results import findings
 from .show import COLOURS
 
+TOLD = ("note", "warning")  # events that a reader of the proof has to know
 TUNING_SEED = 10_007  # no proof uses it for its values
 
 Settings = Mapping[str, Any]
@@ -80,6 +81,7 @@ def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | N
                 "subject": proof.subjects.get(arm, proof.subject),
                 "mean": sum(trial.value for trial in by_seed.values()) / len(by_seed),
                 "settings": dict(chosen[arm]),
+                "told": runner.told(by_seed.values()),
                 "seconds": sum(trial.seconds for trial in by_seed.values()),
             }
             for arm, by_seed in values.items()
@@ -102,7 +104,7 @@ def check(proof: Proof) -> None:
     """Refuse a proof whose words do not fit together before anything is run."""
     from ..core.stage import Audit
 
-    for arm in (proof.ours, *proof.beats):
+    for arm in (proof.ours, *proof.beats, *proof.untuned):
         if arm not in proof.arms:
             raise ProofError(f"the proof has no arm {arm!r}{nearest(arm, proof.arms)}")
     if not proof.beats or proof.ours in proof.beats:
@@ -112,7 +114,7 @@ def check(proof: Proof) -> None:
     for arm, recipe in proof.arms.items():
         if not any(isinstance(stage, Audit) for stage in recipe.stages.values()):
             raise ProofError(f"arm {arm!r} has no audit, so there is nothing to compare")
-        for path, values in proof.tune.items():
+        for path, values in ({} if arm in proof.untuned else proof.tune).items():
             try:
                 recipe.set(path, values[0])
             except RecipeError as error:
@@ -134,12 +136,14 @@ class _Runner:
     def tune(self) -> tuple[dict[str, Settings], dict[str, list[dict[str, Any]]]]:
         """(the best settings of every arm, all that was tried); nothing is run if there is nothing to choose."""
         grid = list(_grid(self.proof.tune))
-        chosen: dict[str, Settings] = {arm: grid[0] for arm in self.proof.arms}
+        chosen: dict[str, Settings] = {arm: {} if arm in self.proof.untuned else grid[0] for arm in self.proof.arms}
         trials: dict[str, list[dict[str, Any]]] = {}
         if len(grid) < 2:
             return chosen, trials
         sign = 1.0 if self.proof.better == "higher" else -1.0
         for arm, recipe in self.proof.arms.items():
+            if arm in self.proof.untuned:
+                continue
             tried = [(self.tuning_trial(arm, recipe, settings), settings) for settings in grid]
             # A setting that diverged is the worst there is, whatever `nan` compares like.
             chosen[arm] = max(tried, key=lambda t: sign * t[0] if math.isfinite(t[0]) else -math.inf)[1]
@@ -197,6 +201,11 @@ class _Runner:
         self.seconds += sum(seconds for key, seconds in paid.items() if key not in self.counted)
         self.counted |= {run.folder.name, *(key for _, key in _beginnings(recipe))}
         return own + sum(borrowed.values())
+
+    def told(self, trials: Iterable[Trial]) -> list[str]:
+        """What the runs of an arm said about themselves: which data they fell back to, what was left out."""
+        lines = (e["text"] for t in trials for e in read_lines(t.folder / "events.jsonl") if e["event"] in TOLD)
+        return sorted(set(lines))
 
     def borrow(self, recipe: Recipe, folder: Path) -> None:
         """Take over the artifacts of the leading stages that an earlier run of this proof has in common with this one."""

@@ -54,6 +54,7 @@ class Entry:
     doc: str
     needs: tuple[str, ...]  # signals that its method asks of a teacher
     takes_topk: bool  # a top k will do where it asks for logits
+    asks_about_own: bool  # it asks its teacher about what the student makes, whatever its settings
     methods: tuple[str, ...]  # classes with a `step`
     fields: dict[str, str] = field(default_factory=dict[str, str])  # hyper-parameter -> "type = default"
 
@@ -89,7 +90,7 @@ def _read(path: Path) -> Entry:
     doc = ast.get_docstring(tree) or ""
     paper: Paper | None = None
     needs: set[str] = set()
-    topk = False
+    topk = own = False
     methods: list[str] = []
     fields: dict[str, str] = {}
     for node in tree.body:
@@ -102,6 +103,8 @@ def _read(path: Path) -> Entry:
                 if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
                     if part.target.id == "takes_topk":
                         topk = True
+                    elif part.target.id == "asks_about_own":
+                        own = True
                     elif part.target.id == "needs":
                         needs |= {
                             c.value for c in ast.walk(part) if isinstance(c, ast.Constant) and isinstance(c.value, str)
@@ -119,6 +122,7 @@ def _read(path: Path) -> Entry:
         doc=doc,
         needs=tuple(sorted(needs & kinds)),
         takes_topk=topk,
+        asks_about_own=own,
         methods=tuple(methods),
         fields=fields,
     )

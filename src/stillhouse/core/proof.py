@@ -18,7 +18,8 @@ class Proof:
     """What must beat what, on which number.
 
     Every arm is a whole recipe that ends in an audit. `ours` is compared, paired by seed, with each arm in `beats`.
-    `tune` is a grid of settings tried for EVERY arm on the validation split with one extra seed before the others run.
+    `tune` is a grid of settings tried for every arm on the validation split with one extra seed before the others run;
+    the arms in `untuned` have nothing to tune (a rule that is not trained) and stay as they are.
     """
 
     claim: str
@@ -32,6 +33,7 @@ class Proof:
     seeds: tuple[int, ...] = (0, 1, 2)
     minutes: float = 10.0  # about how long it takes on two cores
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
+    untuned: tuple[str, ...] = ()
     note: str = ""
 
 

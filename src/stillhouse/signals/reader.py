@@ -68,10 +68,11 @@ class StoredTeacher:
         """Refuse, before the first step, a method or data that these signals cannot serve; TeacherMismatch says why."""
         if "topk" in self.gives:
             self._check_temperature(getattr(method, "temperature", 1.0))
-        if hasattr(method, "sampling") and getattr(method, "on_policy", 1.0) > 0:
+        if getattr(method, "asks_about_own", False):
+            way = "--set train.method.on_policy=0, or give" if hasattr(method, "on_policy") else "give"
             raise TeacherMismatch(
-                "the method asks about text that the student writes, and stored signals answer for given text only: "
-                "--set train.method.on_policy=0, or give the teacher itself"
+                "the method asks about what the student makes, and stored signals answer for given data only: "
+                f"{way} the teacher itself"
             )
         missing, asked = 0, 0
         first = source.batch(range(min(CHECKED, len(source))), 0)

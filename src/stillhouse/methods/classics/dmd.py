@@ -77,6 +77,7 @@ class DMD:
     sampling: Times = Times(low=0.02, high=0.98)  # where the two scores are compared
     fake_times: Times = Times()  # where the fake score is trained
     needs: ClassVar[frozenset[Kind]] = frozenset({"score"})
+    asks_about_own: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.fake_steps < 1:

@@ -62,6 +62,11 @@ class GKD:
     needs: ClassVar[frozenset[Kind]] = frozenset({"logits"})
     takes_topk: ClassVar[bool] = True
 
+    @property
+    def asks_about_own(self) -> bool:
+        """Whether the teacher is asked about the student's own answers."""
+        return self.on_policy > 0
+
     def setup(self, student: nn.Module, run: Run) -> State:
         """The student alone."""
         return State(student=student)

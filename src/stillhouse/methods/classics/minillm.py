@@ -60,6 +60,7 @@ class MiniLLM:
     pretraining: float = 1.0  # weight of cross-entropy on the data (paper: 1)
     sampling: Sampling = Sampling(temperature=1.0, max_new=128)
     needs: ClassVar[frozenset[Kind]] = frozenset({"logits"})
+    asks_about_own: ClassVar[bool] = True
 
     def setup(self, student: nn.Module, run: Run) -> State:
         """The student alone."""
