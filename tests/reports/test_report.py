@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -282,3 +283,25 @@ def test_reports_need_no_torch_and_reading_no_matplotlib(run: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+PICTURE = b"\x89PNG, or nearly"
+
+
+def test_pictures_and_what_was_made_are_on_the_page(tmp_path: Path):
+    folder = images(tmp_path / "run")
+    made = folder / "artifacts" / "make" / "data"
+    made.mkdir(parents=True)
+    (made / "samples.png").write_bytes(PICTURE)
+    (made / "large.png").write_bytes(b"x" * (html.LARGEST + 1))
+    teacher = {"calls": 1200, "tokens": 34000, "money": 0.5, "borrowed": 7}
+    steps = [{"step": "mix", "given": 18, "made": 1190, "lost": {"the same <text> was there before": 10}}]
+    (made / "account.json").write_text(json.dumps({"steps": steps, "teachers": {"teacher": teacher}}))
+    (made.parent / "done.json").write_text(json.dumps({"name": "make"}))
+    page = html.write(folder).read_text(encoding="utf-8")
+    assert "data:image/png;base64," + base64.b64encode(PICTURE).decode() in page
+    assert page.count("data:image/png") == 1  # the large one stays where it is
+    assert "<td>18</td><td>1,190</td>" in page and "10: the same &lt;text&gt; was there before" in page
+    assert "teacher: 1,200 calls and 34,000 tokens, 0.50 in money; 7 answers were there" in page
+    plain = json.loads((folder / "report.json").read_text())
+    assert plain["pictures"] == ["artifacts/make/data/large.png", "artifacts/make/data/samples.png"]

@@ -97,6 +97,8 @@ class Report:
     costs: tuple[Cost, ...]
     samples: tuple[dict[str, Any], ...]  # {"prompt": ..., "teacher": ..., STAGE: ...}
     rejects: dict[str, int]  # reason -> rows lost
+    pictures: tuple[str, ...]  # PNG files of the run, by their path in its folder
+    made: dict[str, dict[str, Any]]  # stage that made data -> what its steps lost and what its teachers were paid
     environment: dict[str, Any]
     papers: tuple[dict[str, Any], ...]  # {"id", "title", "authors", "year", "link", "bibtex"}
     warnings: tuple[str, ...] = ()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from ..core.report import Report
 from . import figures, tables
 from . import verdict as verdicts
 from .read import read, walk
-from .words import METRICS, duration, fixed, metric_of, si, size
+from .words import METRICS, duration, fixed, label_of, metric_of, si, size
 
+LARGEST = 2**20  # bytes of a picture that the page takes in
 SHOWN = 3  # samples on the page before the rest is folded away
 
 
@@ -33,12 +35,12 @@ def write(folder: Path | str) -> Path:
     whole = _finite({"schema": "stillhouse.report/1", "verdict": asdict(verdict), **report.plain()})
     (folder / "report.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     page = folder / "report.html"
-    page.write_text(render(report), encoding="utf-8")
+    page.write_text(render(report, list(_pictures(folder, report))), encoding="utf-8")
     return page
 
 
-def render(report: Report) -> str:
-    """The page as text."""
+def render(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str:
+    """The page as text, with `pictures`: (caption, a PNG file in base64)."""
     who, verdict, arms = tables.subjects(report), verdicts.verdict(report), tables.arms(report)
     curves = [(c, (f"{c.title}, by {c.x}", figures.lines(c, who, smooth=True))) for c in report.curves]
     return template("page.html.j2").render(
@@ -49,6 +51,8 @@ def render(report: Report) -> str:
         arms=arms,
         primary_figures=list(_primary(report, who, verdict)),
         drawn=[(f.title, figures.lines(f, who)) for f in report.figures],
+        pictures=pictures,
+        made=list(_made(report)),
         loss=[drawn for curve, drawn in curves if curve.y.endswith("/loss") or curve.y.startswith("nats")],
         other=[drawn for curve, drawn in curves if not (curve.y.endswith("/loss") or curve.y.startswith("nats"))],
         glossary=_glossary(report, arms),
@@ -66,6 +70,26 @@ def template(name: str) -> Any:
     )  # fmt: skip
     environment.filters |= {"si": si, "size": size, "duration": duration}
     return environment.get_template(name)
+
+
+def _pictures(folder: Path, report: Report) -> Iterator[tuple[str, str]]:
+    for path in report.pictures:
+        if (folder / path).stat().st_size <= LARGEST:
+            _, stage, _, name = path.split("/")
+            caption = f"{label_of(stage, report.language)}: {Path(name).stem}"
+            yield caption, base64.b64encode((folder / path).read_bytes()).decode()
+
+
+def _made(report: Report) -> Iterator[dict[str, Any]]:
+    """What every stage that made data did, as lines: a row for each step, and a sentence for each teacher."""
+    for stage, account in report.made.items():
+        paid = [
+            f"{role}: {told['calls']:,.0f} calls and {told['tokens']:,.0f} tokens"
+            + (f", {told['money']:,.2f} in money" if told["money"] else "")
+            + (f"; {told['borrowed']:,.0f} answers were there from runs beside this one" if told["borrowed"] else "")
+            for role, told in account["teachers"].items()
+        ]
+        yield {"label": label_of(stage, report.language), "steps": account["steps"], "paid": paid}
 
 
 def _primary(report: Report, who: Mapping[str, tables.Subject], verdict: verdicts.Verdict) -> Iterator[tuple[str, str]]:

@@ -58,6 +58,8 @@ def read(folder: Path | str) -> Report:
         costs=tuple(_costs(folder, events, stages)),
         samples=tuple(row for row in rows if "prompt" in row),
         rejects=dict(reasons.most_common()),
+        pictures=tuple(p.relative_to(folder).as_posix() for p in sorted((folder / "artifacts").glob("*/data/*.png"))),
+        made={n: account for n in found if (account := _json(folder / "artifacts" / n / "data" / "account.json"))},
         environment=_json(folder / "environment.json") or {},
         papers=tuple(_papers(recipe)),
         warnings=tuple(str(e.get("text", "")) for e in events if e.get("event") == "warning"),
