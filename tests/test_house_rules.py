@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import stillhouse
-from stillhouse.core.paper import catalogue
+from stillhouse.core.paper import DATA, catalogue
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "stillhouse"
@@ -173,6 +173,7 @@ def test_its_docstring_is_the_paper_in_short(path: Path) -> None:
     assert any(line.startswith("    ") and "=" in line for line in entry.doc.splitlines()), "an indented equation"
     assert "Differs from" in entry.doc
     assert entry.paper.claim
+    assert entry.paper.data and set(entry.paper.data) <= set(DATA), "what it begins with: PAPER.data"
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=relative)

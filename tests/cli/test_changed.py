@@ -42,6 +42,15 @@ def test_comments_docstrings_and_layout_change_nothing(package: Path):
     assert since(package, proof) == []
 
 
+def test_a_card_is_no_code(package: Path):
+    file = package / "methods" / "a.py"
+    proof = {"code": changed.code_of(file)}
+    file.write_text(file.read_text() + "\nPAPER = Paper(id='a')\n")
+    assert since(package, proof) == []
+    file.write_text(file.read_text() + "\nOTHER = 1\n")
+    assert since(package, proof) == ["methods/a.py"]
+
+
 def test_other_code_is_named(package: Path):
     proof = {"code": changed.code_of(package / "methods" / "a.py")}
     (package / "core" / "y.py").write_text("Y = 2\n")

@@ -80,11 +80,57 @@ def test_a_folder_of_images(still: Still, tmp_path: Path):
     assert shlex.split(command)[:3] == ["stillhouse", "run", "hinton"] and "data.images.Folder" in command
 
 
+@pytest.mark.parametrize(
+    ("row", "words", "fit", "unfit"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "pairs", "gkd", "promptmix"),
+        ({"text": "a", "label": "b"}, "labels", "promptmix", "dmd"),
+        ({"text": "a"}, "documents", "taid", "promptmix"),
+        ({"prompt": "a", "completion": "b"}, "documents", "taid", "promptmix"),
+        ({"question": "a", "answer": "b"}, "tasks", "gkd", "taid"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            "documents",
+            "taid",
+            "promptmix",
+        ),
+    ],
+)
+def test_columns_say_what_rows_can_be_used_as(row: Any, words: str, fit: str, unfit: str, still: Still, tmp_path: Path):
+    (tmp_path / "r.jsonl").write_text(json.dumps(row))
+    found = chosen(still, "--teacher", "big", "--data", tmp_path / "r.jsonl")
+    assert any(words in fact for fact in found["known"]) and fit in ids(found) and unfit not in ids(found)
+
+
+def test_labelled_texts_come_with_commands_for_them(still: Still, tmp_path: Path):
+    (tmp_path / "l.csv").write_text("text,label\nhello,x\n")
+    commands = {m["id"]: m["command"] for m in chosen(still, "--teacher", "big", "--data", tmp_path / "l.csv")["methods"]}
+    assert commands["promptmix"] == f"stillhouse run promptmix --scale paper --set data.path={tmp_path / 'l.csv'}"
+    assert "data.labelled.Labelled" in commands["supervised"] and "models.text.NGrams" in commands["supervised"]
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.csv", "r.parquet", "r.csv.gz"])
+def test_files_of_every_kind_are_looked_into(name: str, still: Still, tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row, path = {"prompt": "a", "chosen": "b", "rejected": "c"}, tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(b"prompt,chosen,rejected\na,b,c\n"))
+    else:
+        path.write_text(json.dumps([row]) if name == "r.json" else "prompt,chosen,rejected\na,b,c\n")
+    assert any("pairs" in fact for fact in chosen(still, "--teacher", "big", "--data", path)["known"])
+
+
 @pytest.mark.parametrize("row", [{"prompt": "why?"}, {"messages": [{"role": "user", "content": "why?"}]}])
 def test_prompts_alone_are_noticed(row: Any, still: Still, tmp_path: Path):
     path = tmp_path / "p.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(row).encode()))
-    assert any("prompts without answers" in fact for fact in chosen(still, "--teacher", "big", "--data", path)["known"])
+    assert any(
+        "prompts that a teacher has to answer" in fact for fact in chosen(still, "--teacher", "big", "--data", path)["known"]
+    )
 
 
 def test_nothing_given_takes_the_usual_answers(still: Still):

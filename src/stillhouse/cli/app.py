@@ -84,6 +84,10 @@ def stillhouse_(
 @app.command("list", rich_help_panel=LOOK)
 def list_(
     modality: Annotated[str | None, typer.Option(help="text, image, graph, table")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="what you have to learn from: labels, unlabelled, documents, prompts, pairs, tasks"),
+    ] = None,
     needs: Annotated[
         list[str] | None, typer.Option(help="what your teacher gives: logits, features, text, nothing …")
     ] = None,
@@ -95,7 +99,7 @@ def list_(
     """Every method: what it needs from a teacher, and whether its claim held."""
     from . import show
 
-    found = show.rows(modality=modality, needs=needs, family=family, proven=proven)
+    found = show.rows(modality=modality, data=data, needs=needs, family=family, proven=proven)
     if json:
         from json import dumps
 

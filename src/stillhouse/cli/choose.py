@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.paper import catalogue, find
+from ..core.paper import DATA, catalogue, find
 from ..core.recipe import RecipeError
 from . import show
 
@@ -26,6 +27,7 @@ class Situation:
     gives: tuple[str, ...]  # by the teacher
     stored: bool = False  # the teacher is a folder of signals
     drawn: bool = False  # those signals are drawn classes
+    data: tuple[str, ...] | None = None  # words of `core.paper.DATA`; None: not known
     known: tuple[str, ...] = ()
 
 
@@ -46,10 +48,15 @@ def situation(
     if given is None:
         said = ask("What can you get from your teacher? (weights, topk, text, nothing)", "weights")
         given = {"weights": EVERYTHING, "topk": ("topk", "text"), "text": ("text",), "nothing": ()}.get(said, (said,))
-    if found == "text" and data is not None and not _has_answers(Path(data)):
-        known.append(f"{data} holds prompts without answers: the teacher writes them first")
+    holds = None
+    if found == "text" and data is not None:
+        holds = _holds(Path(data))
+        known.append(f"{data} holds {' and '.join(f'{word} ({DATA[word]})' for word in holds)}")
+    elif found == "image" and data is not None:
+        holds = ("labels", "unlabelled")
     form = _stored(teacher)
-    return Situation(found, given, form is not None, form is not None and form["name"] == "sampled", tuple(known))
+    drawn = form is not None and form["name"] == "sampled"
+    return Situation(found, given, form is not None, drawn, holds, tuple(known))
 
 
 def _modality(data: str | None) -> str | None:
@@ -89,37 +96,73 @@ def _stored(teacher: str | None) -> dict[str, Any] | None:
     return json.loads(header.read_text(encoding="utf-8"))["format"] if teacher and header.is_file() else None
 
 
-def _has_answers(path: Path) -> bool:
-    """Whether the first row of a JSONL file has more than a prompt; other files are taken to."""
-    if _ending(path) != ".jsonl":
-        return True
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig") as file:
+def _holds(path: Path) -> tuple[str, ...]:
+    """What the rows of a file of text can be used as, by the columns of the first that can be read."""
+    row = _first_row(path)
+    prompt, turns = row.get("prompt") or row.get("question"), row.get("messages")
+    if isinstance(turns, str):  # a CSV holds them as JSON
         try:
-            row = json.loads(next((line for line in file if line.strip()), "{}"))
+            turns = json.loads(turns)
         except ValueError:
-            return True
-    turns = row.get("messages") or []
-    answered = any(isinstance(t, dict) and t.get("role") == "assistant" for t in turns) if isinstance(turns, list) else True
-    return answered or bool(row.get("completion") or row.get("text")) or not (row.get("prompt") or turns)
+            turns = None
+    answered = isinstance(turns, list) and any(isinstance(t, dict) and t.get("role") == "assistant" for t in turns)
+    found: list[str] = []
+    if row.get("chosen") and row.get("rejected"):
+        found += ["pairs", "prompts"]
+    if row.get("question") and row.get("answer"):
+        found += ["tasks", "prompts"]
+    if row.get("text") or row.get("completion") or answered:
+        found += ["documents", *(["prompts"] if prompt or answered else [])]
+    if row.get("text") and row.get("label") is not None:
+        found.append("labels")
+    if not found and (prompt or turns):
+        found.append("prompts")
+    return tuple(dict.fromkeys(found)) or ("documents",)
+
+
+def _first_row(path: Path) -> dict[str, Any]:
+    """The first row of a file of rows; of a text file one with a `text`; empty if none can be read."""
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    ending = _ending(path)
+    try:
+        if ending == ".parquet":
+            import pyarrow.parquet as pq
+
+            batch = next(pq.ParquetFile(path).iter_batches(batch_size=1), None)
+            return batch.to_pylist()[0] if batch is not None and batch.num_rows else {}
+        if ending not in (".jsonl", ".json", ".csv"):
+            return {"text": "blocks"}
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            if ending == ".csv":
+                return next(csv.DictReader(file), {})
+            said = json.load(file)[0] if ending == ".json" else json.loads(next((x for x in file if x.strip()), "{}"))
+            return said if isinstance(said, dict) else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def fitting(found: Situation) -> list[dict[str, Any]]:
     """The methods that fit, those whose claim held first, each with `why`."""
     kinds = {kind for entry in catalogue().values() for kind in entry.paper.modality}
-    methods = show.rows(modality=found.modality if found.modality in kinds else "any", needs=found.gives)
+    methods = show.rows(modality=found.modality if found.modality in kinds else "any", data=found.data, needs=found.gives)
     if found.stored:  # nobody knows beforehand what a student will make
         methods = [m for m in methods if not find(m["id"]).asks_about_own]
     for method in methods:
         needs = " and ".join(method["needs"])
         verdict = method["verdict"] or "not proven here yet"
-        method["why"] = f"{'needs ' + needs if needs else 'needs no teacher while training'}; its claim: {verdict}"
+        page = f"; docs/methods/{method['id']}.md" if (show.PAGES / f"{method['id']}.md").is_file() else ""
+        method["why"] = f"{'needs ' + needs if needs else 'needs no teacher while training'}; its claim: {verdict}{page}"
     return sorted(methods, key=lambda m: (RANK.get(m["verdict"], 2), not m["needs"], m["id"]))
 
 
 def command(method: dict[str, Any], teacher: str | None, student: str | None, data: str | None, found: Situation) -> str:
     """What to type to run it on what was given."""
-    if found.modality == "text" and method["id"] != "supervised":
+    labels = found.data is not None and "labels" in found.data and "labels" in method["data"]
+    if found.modality == "text" and labels and "any" in method["modality"] and not method["needs"]:
+        spec = f"{{use: data.labelled.Labelled, path: {data}}}"
+        return f"stillhouse run {method['id']} --set 'data={spec}' --set 'student={{use: models.text.NGrams}}'"
+    documents = "documents" in method["data"] and (found.data is None or {"documents", "prompts"} & set(found.data))
+    if found.modality == "text" and documents and method["id"] != "supervised":
         fields = find(method["id"]).fields
         offline = {"on_policy": found.stored, "temperature": "topk" in found.gives}  # what stored and cut signals need
         extra = [
@@ -135,4 +178,6 @@ def command(method: dict[str, Any], teacher: str | None, student: str | None, da
     if found.modality == "image" and data is not None:
         spec = "Folder" if Path(data).is_dir() else "Npz"
         return f"stillhouse run {method['id']} --set 'data={{use: data.images.{spec}, path: {data}}}'"
+    if found.modality == "text" and data is not None:
+        return f"stillhouse run {method['id']} --scale paper --set data.path={data}"
     return f"stillhouse run {method['id']}"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..core.paper import Entry, catalogue, find
+from ..core.paper import DATA, Entry, catalogue, find
 from ..core.recipe import RecipeError, nearest
 
 PACKAGE = Path(__file__).parent.parent
@@ -38,24 +38,29 @@ def proof_of(name: str) -> dict[str, Any] | None:
 def rows(
     *,
     modality: str | None = None,
+    data: Sequence[str] | None = None,
     needs: Sequence[str] | None = None,
     family: str | None = None,
     proven: bool | None = None,
 ) -> list[dict[str, Any]]:
     """The methods that pass all filters, as plain values; RecipeError for a word that no method has.
 
-    `needs` keeps the methods that a teacher giving only these signals can serve. `proven` keeps those whose claim
-    held (or, if False, has not held so far).
+    `data` keeps the methods that can begin with one of these, words of `core.paper.DATA`; `needs` those that a teacher
+    giving only these signals can serve; `proven` those whose claim held (or, if False, has not held so far).
     """
     entries = list(catalogue().values())
     _known("--family", family, {e.family for e in entries})
     _known("--modality", modality, {m for e in entries for m in e.paper.modality})
+    for word in data or ():
+        _known("--data", word, set(DATA))
     for kind in needs or ():
         _known("--needs", kind, {"nothing", "logits", "topk", "features", "text", "score", "reward"})
     found: list[dict[str, Any]] = []
     for entry in entries:
         proof = proof_of(entry.paper.id)
         if family not in (None, entry.family) or (modality and not {modality, "any"} & set(entry.paper.modality)):
+            continue
+        if data is not None and not set(data) & set(entry.paper.data):
             continue
         given = {*(needs or ()), *(("logits",) if entry.takes_topk and "topk" in (needs or ()) else ())}
         if needs is not None and not set(entry.needs) <= given:
@@ -66,7 +71,8 @@ def rows(
         found.append(
             {
                 "id": entry.paper.id, "family": entry.family, "modality": list(entry.paper.modality),
-                "needs": list(entry.needs), "summary": entry.summary, "year": entry.paper.year,
+                "data": list(entry.paper.data), "needs": list(entry.needs), "summary": entry.summary,
+                "year": entry.paper.year,
                 "link": entry.paper.link, "verdict": verdict,
             }
         )  # fmt: skip
@@ -76,13 +82,14 @@ def rows(
 def table(methods: Sequence[dict[str, Any]]) -> Table:
     """The methods as a table."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("id", "family", "modality", "teacher gives", "proven"):
+    for name in ("id", "family", "modality", "data", "teacher gives", "proven"):
         grid.add_column(name, no_wrap=True)
     grid.add_column("in one line", overflow="fold")
     for m in methods:
         verdict = m["verdict"] or "not yet"
         grid.add_row(
-            Text(m["id"], "bold"), m["family"], " ".join(m["modality"]), " ".join(m["needs"]) or "nothing",
+            Text(m["id"], "bold"), m["family"], " ".join(m["modality"]), " ".join(m["data"]),
+            " ".join(m["needs"]) or "nothing",
             Text(verdict, COLOURS.get(verdict, "dim")), Text(m["summary"]),
         )  # fmt: skip
     return grid
@@ -96,8 +103,9 @@ def markdown(methods: Sequence[dict[str, Any]]) -> str:
         "Made by `stillhouse list --markdown`. Verdicts and effects are those of `proofs/`, measured small on a CPU; the",
         "papers' numbers are of other sizes and data, and stand here to be told apart from them.",
         "",
-        "| method | paper | data | teacher gives | verdict | measured here, against, [95 % interval] | the paper reports |",
-        "|---|---|---|---|---|---|---|",
+        "| method | paper | of | begins with | teacher gives | verdict"
+        " | measured here, against, [95 % interval] | the paper reports |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for m in methods:
         entry = find(m["id"])
@@ -111,8 +119,8 @@ def markdown(methods: Sequence[dict[str, Any]]) -> str:
         ]  # fmt: skip
         reported = [f"{e['metric']} {e['value']:g} ({e['where']}; {e.get('setting', '')})" for e in expected(entry)]
         cells = [
-            page, title, " ".join(m["modality"]), " ".join(m["needs"]) or "nothing", m["verdict"] or "not yet",
-            "<br>".join(effects), "<br>".join(reported),
+            page, title, " ".join(m["modality"]), " ".join(m["data"]), " ".join(m["needs"]) or "nothing",
+            m["verdict"] or "not yet", "<br>".join(effects), "<br>".join(reported),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
@@ -145,6 +153,7 @@ def card(name: str, out: Console) -> None:
     if paper.claim:
         facts.add_row("claim", Text(paper.claim))
     facts.add_row("proven", _proven(name))
+    facts.add_row("begins with", "; or ".join(f"{word} ({DATA[word]})" for word in paper.data))
     facts.add_row("teacher gives", " ".join(entry.needs) or "nothing")
     for key, value in entry.fields.items():
         facts.add_row(Text(key), Text(value))

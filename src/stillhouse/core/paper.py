@@ -8,6 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+DATA = {  # what somebody has to learn from; a method names all that it can begin with
+    "labels": "inputs with their class",
+    "unlabelled": "inputs alone",
+    "documents": "text to predict: plain text, prompts with answers, chats",
+    "prompts": "prompts that a teacher has to answer",
+    "pairs": "a better and a worse answer to each prompt",
+    "tasks": "questions whose answers can be checked",
+}
 METHODS = Path(__file__).parent.parent / "methods"
 
 
@@ -23,6 +31,7 @@ class Paper:
     venue: str | None = None
     url: str | None = None
     modality: tuple[str, ...] = ("any",)  # text, image, graph, table, any
+    data: tuple[str, ...] = ()  # keys of DATA
     claim: str = ""  # in one sentence
 
     @property

@@ -13,12 +13,13 @@ from typing import Any
 from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ..core.report import Report
+from ..core.report import Finding, Report
 from . import figures, tables
 from . import verdict as verdicts
 from .read import read, walk
-from .words import METRICS, duration, fixed, label_of, metric_of, si, size
+from .words import METRICS, Metric, duration, fixed, label_of, metric_of, si, size
 
+COUNTED = ("rows_made", "rows_lost", "teacher_calls")  # what the table of steps says already
 LARGEST = 2**20  # bytes of a picture that the page takes in
 SHOWN = 3  # samples on the page before the rest is folded away
 
@@ -89,7 +90,16 @@ def _made(report: Report) -> Iterator[dict[str, Any]]:
             + (f"; {told['borrowed']:,.0f} answers were there from runs beside this one" if told["borrowed"] else "")
             for role, told in account["teachers"].items()
         ]
-        yield {"label": label_of(stage, report.language), "steps": account["steps"], "paid": paid}
+        label = label_of(stage, report.language)
+        found = [(metric_of(f), f) for f in report.findings if f.subject == stage and f.name not in COUNTED]
+        yield {"label": label, "steps": account["steps"], "paid": paid, "found": [(m.label, _shown(m, f)) for m, f in found]}
+
+
+def _shown(metric: Metric, finding: Finding) -> str:
+    """`85.2 % (82.9 to 87.4)`"""
+    digits = tables.column_decimals([finding])
+    bounds = [metric.show(b, digits) for b in (finding.low, finding.high) if b is not None]
+    return metric.show(finding.value, digits) + (f" ({' to '.join(bounds)})" if bounds else "")
 
 
 def _primary(report: Report, who: Mapping[str, tables.Subject], verdict: verdicts.Verdict) -> Iterator[tuple[str, str]]:
@@ -114,7 +124,9 @@ def _primary(report: Report, who: Mapping[str, tables.Subject], verdict: verdict
 def _glossary(report: Report, arms: list[tables.Table]) -> list[tuple[Any, str]]:
     """Every metric that the tables show, once, and what the audit noted about how it was measured."""
     notes = {metric_of(f).label: f.note for f in report.findings if f.note and f.name in METRICS}
-    return [(m, notes.get(m.label, "")) for m in {m.label: m for table in arms for m in table.columns}.values()]
+    shown = [m for table in arms for m in table.columns]
+    shown += [metric_of(f) for f in report.findings if f.subject in report.made and f.name not in COUNTED]
+    return [(m, notes.get(m.label, "")) for m in {m.label: m for m in shown}.values()]
 
 
 def facts(report: Report) -> Iterator[tuple[str, str]]:
@@ -125,8 +137,13 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     yield from ((part.capitalize(), describe(recipe[part])) for part in ("student", "data") if recipe.get(part))
     use = str((((recipe.get("stages") or {}).get(name) or {}).get("method") or {}).get("use", ""))
     if use:
-        paper = next((p for p in report.papers if f".{p['id']}." in use), None)
-        yield "Method", use.rpartition(".")[2] + (f": {paper['title']} ({paper['year']})" if paper else "")
+        own = next((p for p in report.papers if p["id"] == recipe.get("id")), None)
+        paper = next((p for p in report.papers if f".{p['id']}." in use), own)
+        method = use.rpartition(".")[2]
+        if own is not None and own is not paper:  # a paper on data: something else learns from them
+            yield "Method", f"{own['title']} ({own['year']}), then {method}"
+        else:
+            yield "Method", method + (f": {paper['title']} ({paper['year']})" if paper else "")
     if "id" in recipe:
         yield "Recipe", f"{recipe['id']}, seed {recipe.get('seed', 0)}"
 

@@ -31,7 +31,7 @@ def subjects(report: Report) -> dict[str, Subject]:
     """Every model of the run by name: teachers, the student before training, then the stages in order."""
     language = report.language
     stages = {s.name: s for s in report.stages if s.kind == "Train" or s.steps is not None}
-    measured = [f.subject for f in report.findings]
+    measured = [f.subject for f in report.findings if f.subject not in report.made]
     teachers = dict.fromkeys([*(report.recipe.get("teachers") or {}), *(["teacher"] if "teacher" in measured else [])])
     order = [*teachers, *(["start"] if "start" in measured else []), *stages, *measured]
     found: dict[str, Subject] = {}

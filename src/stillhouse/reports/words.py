@@ -173,6 +173,65 @@ METRICS = {
         "Learned from", "", "Σ over steps of what counted in the loss",
         "How much its training batches held, repetitions included.", show=si,
     ),
+    "frechet": Metric(
+        "Fréchet distance", "", "|μ − μᵣ|² + tr(Σ + Σᵣ − 2 (Σ Σᵣ)^½)",
+        "How far the mean and spread of what was drawn are from those of real data; 0 means alike.", "lower",
+    ),
+    "energy_distance": Metric(
+        "Energy distance", "", "2 E|x − r| − E|x − x′| − E|r − r′|",
+        "How far what was drawn is from real data, in every respect; 0 only if both are distributed alike.", "lower",
+    ),
+    "mmd": Metric(
+        "Maximum mean discrepancy", "", "E k(x, x′) + E k(r, r′) − 2 E k(x, r)",
+        "Another distance between what was drawn and real data, by a kernel k of likeness.", "lower",
+    ),
+    "coverage": Metric(
+        "Coverage", "", "share of real items with a drawn one among their nearest neighbours' distance",
+        "How much of the real data's variety is reached by what was drawn.", "higher", percent, _POINTS,
+    ),
+    "on_mode": Metric(
+        "On a mode", "", "share of drawn points within three deviations of a centre",
+        "How often what was drawn lies where data lie.", "higher", percent, _POINTS,
+    ),
+    "modes": Metric(
+        "Modes reached", "", "centres or classes with a drawn item", "How many kinds are drawn at all.", "higher",
+    ),
+    "evaluations": Metric(
+        "Evaluations", "", "calls of the network for one item", "What drawing one item takes.", "lower", si,
+    ),
+    "images": Metric("Images", "", "images in the set", "How much there is to train on.", "lower", si),
+    "latency": Metric(
+        "Latency", "ms", "median time of one answer", "How long a single answer takes on this machine.", "lower",
+    ),
+    "accuracy_observed": Metric(
+        "Accuracy on seen nodes", "", "right answers / all answers", "On test nodes that training saw without their label.",
+        "higher", percent, _POINTS,
+    ),
+    "accuracy_consensus": Metric(
+        "Accuracy together", "", "right answers / all answers", "Of all clients' averaged scores, as one committee.",
+        "higher", percent, _POINTS,
+    ),
+    "bytes_per_round": Metric("Sent in a round", "", "bytes, both ways", "What one round of talking takes.", "lower", size),
+    "bytes_sent": Metric("Sent in all", "", "bytes, both ways", "What all rounds of talking take.", "lower", size),
+    "bytes_per_round_of_weights": Metric(
+        "A round of weights", "", "bytes, both ways", "What a round would take that sends the networks themselves.",
+        "lower", size,
+    ),
+    "label_precision": Metric(
+        "Right labels", "", "right labels / made rows", "How often a made row has the label that is true of it.",
+        "higher", percent, _POINTS,
+    ),
+    "asked_label_precision": Metric(
+        "Right if not labelled again", "", "rows whose asked label is true / made rows",
+        "How often the label that a text was asked for would have been right.", "higher", percent, _POINTS,
+    ),
+    "labels_changed": Metric(
+        "Labels changed", "", "rows with another label than asked for / made rows",
+        "How often labelling again gave another label.", show=percent, difference=_POINTS,
+    ),
+    "rows_made": Metric("Rows made", "", "count", "How many rows came out.", show=si),
+    "rows_lost": Metric("Rows lost", "", "count", "How many rows were dropped, each with a reason.", "lower", si),
+    "teacher_calls": Metric("Teacher calls", "", "count", "How many answers were paid for.", "lower", si),
 }  # fmt: skip
 
 

@@ -43,7 +43,8 @@ PAPER = Paper(
     year=2020,
     arxiv="2006.11239",
     venue="NeurIPS",
-    modality=("any",),
+    modality=("image", "table"),
+    data=("unlabelled", "labels"),
     claim="A network that has learned to remove noise, asked again and again on the way from pure noise, draws new data.",
 )
 

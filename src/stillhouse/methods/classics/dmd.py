@@ -61,7 +61,8 @@ PAPER = Paper(
     year=2023,
     arxiv="2311.18828",
     venue="CVPR 2024",
-    modality=("image", "any"),
+    modality=("image", "table"),
+    data=("unlabelled", "labels"),
     claim="A one-step generator trained by the difference of two scores draws nearly as well as its many-step teacher.",
 )  # fmt: skip
 

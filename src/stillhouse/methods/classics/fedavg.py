@@ -49,7 +49,8 @@ PAPER = Paper(
     year=2017,
     arxiv="1602.05629",
     venue="AISTATS",
-    modality=("any",),
+    modality=("image", "table"),
+    data=("labels",),
     claim="Averaging the weights of clients that train on their own data learns from all of it without moving it.",
 )
 

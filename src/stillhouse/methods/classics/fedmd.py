@@ -58,7 +58,8 @@ PAPER = Paper(
     year=2019,
     arxiv="1910.03581",
     venue="NeurIPS Workshop on Federated Learning for Data Privacy and Confidentiality",
-    modality=("any",),
+    modality=("image", "table"),
+    data=("labels",),
     claim="Clients with different networks and private data learn from each other through class scores on public items.",
 )
 

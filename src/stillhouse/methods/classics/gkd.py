@@ -46,6 +46,7 @@ PAPER = Paper(
     arxiv="2306.13649",
     venue="ICLR 2024",
     modality=("text",),
+    data=("documents", "prompts"),
     claim="A student that learns from the teacher's judgement of its own answers beats one that only sees fixed text.",
 )  # fmt: skip
 

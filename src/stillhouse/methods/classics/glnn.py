@@ -47,6 +47,7 @@ PAPER = Paper(
     arxiv="2110.08727",
     venue="ICLR",
     modality=("graph",),
+    data=("labels",),
     claim="An MLP taught by a graph network classifies nodes nearly as well as it, without the graph and far faster.",
 )
 

@@ -45,6 +45,7 @@ PAPER = Paper(
     arxiv="1503.02531",
     venue="NIPS Deep Learning and Representation Learning Workshop",
     modality=("any",),
+    data=("labels", "unlabelled", "documents"),
     claim="A small network trained on a big one's softened outputs generalises better than one trained on the labels.",
 )
 

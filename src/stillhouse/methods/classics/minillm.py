@@ -46,6 +46,7 @@ PAPER = Paper(
     arxiv="2306.08543",
     venue="ICLR 2024",
     modality=("text",),
+    data=("documents", "prompts"),
     claim="Minimising reverse KL on the student's own answers gives a student whose answers the teacher finds likely.",
 )
 

@@ -40,6 +40,7 @@ PAPER = Paper(
     arxiv="1606.07947",
     venue="EMNLP",
     modality=("text",),
+    data=("documents", "prompts"),
     claim="A student that learns from the teacher's own answers does better than one that learns from the data's.",
 )
 

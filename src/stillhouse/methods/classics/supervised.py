@@ -44,6 +44,7 @@ PAPER = Paper(
     venue="Neurocomputing: Algorithms, Architectures and Applications (NATO ASI Series F68)",
     url="https://doi.org/10.1007/978-3-642-76153-9_28",
     modality=("any",),
+    data=("labels", "documents"),
     claim="A network trained on labelled examples predicts labels that it has not seen.",
 )
 

@@ -53,6 +53,7 @@ PAPER = Paper(
     arxiv="2310.00093",
     venue="ICCV",
     modality=("image",),
+    data=("labels",),
     claim="A few images per class, made by matching attention maps in random networks, train better than chosen real ones.",
 )  # fmt: skip
 

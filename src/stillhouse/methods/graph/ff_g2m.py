@@ -48,6 +48,7 @@ PAPER = Paper(
     arxiv="2305.10758",
     venue="AAAI",
     modality=("graph",),
+    data=("labels",),
     claim="An MLP that learns what neighbours share and how they differ beats one that learns each node's own target.",
 )
 

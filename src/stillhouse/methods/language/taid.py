@@ -44,6 +44,7 @@ PAPER = Paper(
     arxiv="2501.16937",
     venue="ICLR",
     modality=("text", "any"),
+    data=("documents",),
     claim="A target that moves from the student to the teacher bridges the capacity gap better than a fixed divergence.",
 )
 

@@ -51,6 +51,7 @@ PAPER = Paper(
     arxiv="2310.14192",
     venue="EMNLP",
     modality=("text",),
+    data=("labels",),
     claim="A small classifier learns more from texts that a language model wrote between two classes and labelled itself.",
 )
 
@@ -232,6 +233,10 @@ def recipe(scale: Scale = "small") -> Recipe:
         data = LibraryTopics(each=pick(scale, smoke=60, small=250, paper=250), shots=2)
         teacher, optim = Scripted(script=Imitator(data=replace(data, shots=None))), Optim(lr=1e-2)
     mix = Mix(each=pick(scale, smoke=6, small=100, paper=100))
+    train = Train(
+        method=Supervised(), data=Made(stage="make"), optim=optim,
+        steps=pick(scale, smoke=40, small=600, paper=2500), batch=pick(scale, smoke=8, small=32, paper=8),
+    )  # fmt: skip
     return Recipe(
         id="promptmix",
         student=student,
@@ -239,18 +244,18 @@ def recipe(scale: Scale = "small") -> Recipe:
         teachers={"teacher": teacher},
         stages={
             "make": Synthesize(steps={"mix": mix, "relabel": Relabel()}),
-            "train": Train(
-                method=Supervised(), data=Made(stage="make"), optim=optim,
-                steps=pick(scale, smoke=40, small=600, paper=2500), batch=pick(scale, smoke=8, small=32, paper=8),
-            ),
-            "audit": Audit(subjects=("start", "train"), checks=(Classification(), MadeLabels(stage="make"))),
+            "train": train,
+            "alone": replace(train, data=None),
+            "audit": Audit(subjects=("start", "alone", "train"), checks=(Classification(), MadeLabels(stage="make"))),
         },
-    )  # fmt: skip
+    )
 
 
 def proof() -> Proof:
     """Mixed and labelled again, against the examples alone and against each half left out, at equal steps."""
-    ours = recipe("small")
+    whole = recipe("small")
+    audit = replace(whole.stages["audit"], subjects=("start", "train"))
+    ours = replace(whole, stages={"make": whole.stages["make"], "train": whole.stages["train"], "audit": audit})
     unlabelled = {"mix": ours.stages["make"].steps["mix"]}
     return Proof(
         claim="A classifier with two examples of each class learns more from texts that the teacher wrote between two"
