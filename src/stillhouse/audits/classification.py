@@ -16,7 +16,7 @@ from ..core.report import Finding
 from ..core.run import Run
 from ..core.signal import HeadLogits
 from ..core.stage import Subjects
-from ..models.call import logits_of
+from ..models.call import dense, logits_of
 from .significance import Interval, bootstrap
 
 Better = Literal["higher", "lower", "neither"]
@@ -123,8 +123,7 @@ def _log_probabilities(module: nn.Module, batches: Iterable[Mapping[str, Any]], 
 
 
 def _normalised(logits: Tensor | HeadLogits) -> Tensor:
-    dense = logits.dense() if isinstance(logits, HeadLogits) else logits
-    return dense.detach().to("cpu", torch.float64).log_softmax(-1)
+    return dense(logits).detach().to("cpu", torch.float64).log_softmax(-1)
 
 
 def _parameters(module: nn.Module) -> int:

@@ -14,7 +14,8 @@ from ..core.report import Finding
 from ..core.run import Run, RunError
 from ..core.stage import Subjects
 from ..data.clients import Federated
-from ..models.clients import Several, dense, weight_bytes
+from ..models.call import dense
+from ..models.clients import Several, weight_bytes
 from .significance import Interval, bootstrap_mean, paired_bootstrap
 
 

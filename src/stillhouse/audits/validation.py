@@ -10,8 +10,7 @@ from torch import nn
 
 from ..core.engine import to_device
 from ..core.run import Run, RunError
-from ..core.signal import HeadLogits
-from ..models.call import logits_of, weight_of
+from ..models.call import dense, logits_of, weight_of
 from ..objectives.divergences import cross_entropy
 
 
@@ -36,8 +35,7 @@ class Validation:
             if self.quantity == "loss":
                 value = -cross_entropy(logits, labels, weight=weight)
             else:
-                dense = logits.dense() if isinstance(logits, HeadLogits) else logits
-                value = (dense.argmax(-1) == labels) * weight
+                value = (dense(logits).argmax(-1) == labels) * weight
             total, count = total + float(value.sum()), count + float(weight.sum())
         if not count:
             raise RunError(f"the {self.split} split holds no labelled item to choose the best step by")

@@ -36,6 +36,11 @@ def pick_logits(output: Any, owner: str = "the module") -> Logits:
     return found
 
 
+def dense(logits: Logits) -> Tensor:
+    """Logits as a tensor, whatever the head hands back."""
+    return logits if isinstance(logits, Tensor) else logits.dense()
+
+
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert the parameters in place, not the buffers: rotary frequencies would be ruined. Returns the module."""
     for param in module.parameters():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.method import State
 from ..core.run import Run, RunError
-from .call import logits_of
+from .call import dense, logits_of
 from .toys import MLP
 
 
@@ -78,11 +78,6 @@ def several(student: nn.Module, clients: int) -> Several:
     if len(student) != clients:
         raise RunError(f"the student has {len(student)} clients, the data {clients}; set data.clients={len(student)}")
     return student
-
-
-def dense(logits: Any) -> Tensor:
-    """Logits as a tensor, whatever the head hands back."""
-    return logits if isinstance(logits, Tensor) else logits.dense()
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.engine import to_device
 from ..core.signal import Batch, HeadLogits, Logits, Signal, TopK
+from ..models.call import dense
 from .items import take
 from .keys import places_of
 from .reader import StoredTeacher
@@ -71,7 +72,7 @@ def _any(kept: Signal) -> Any:
 
 
 def _dense(logits: Logits) -> Tensor:
-    return (logits.dense() if isinstance(logits, HeadLogits) else logits).double()
+    return dense(logits).double()
 
 
 def _logits(live: Tensor, kept: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..core.run import RunError
-from ..core.signal import Completion, HeadLogits, Kind, Signal
+from ..core.signal import Completion, Kind, Signal
+from ..models.call import dense
 from .formats import Facts
 
 RAW = ("logits", "features", "text", "score", "reward")
@@ -86,7 +87,7 @@ class Raw:
         value = items.need(self.kind)
         if self.kind == "features":
             return value
-        return {self.kind: value.dense() if isinstance(value, HeadLogits) else value}
+        return {self.kind: value if self.kind == "score" else dense(value)}
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from ..core.run import RunError, seed_of
-from ..core.signal import HeadLogits, Kind, Signal, TopK
+from ..core.signal import Kind, Signal, TopK
+from ..models.call import dense
 from .formats import Facts
 from .topk import CHUNK, trimmed
 
@@ -75,7 +76,7 @@ class Sampled:
             parts: list[bytes] = []
             for begin in range(at, at + count, CHUNK):
                 some = logits[begin : min(begin + CHUNK, at + count)]
-                z = (some.dense() if isinstance(some, HeadLogits) else some).float()
+                z = dense(some).float()
                 drawn = _draw(z.softmax(-1), self.draws, self.draw, dice)
                 parts.append(_pack(drawn, facts["id_bytes"]))
             records.append(b"".join(parts))

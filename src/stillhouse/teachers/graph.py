@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.run import Run
-from ..core.signal import Batch, HeadLogits, Kind, Signal
+from ..core.signal import Batch, Kind, Signal
 from ..data.graphs import Graph
-from ..models.call import pick_logits
+from ..models.call import dense, pick_logits
 from .module import Frozen, ModuleTeacher
 
 
@@ -41,7 +41,7 @@ class FrozenNodes(Frozen):
         else:
             said: Any = self.module(features=whole.features, node=torch.arange(len(whole), device=device), graph=whole)
             found = pick_logits(said, type(self.module).__name__)
-            logits = found.dense() if isinstance(found, HeadLogits) else found
+            logits = dense(found)
         self.known.append((graph, logits, hidden))
         return hidden, logits
 

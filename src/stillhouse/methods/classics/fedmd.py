@@ -46,8 +46,8 @@ from ...core.stage import Audit, Train
 from ...data.clients import Federation, federated
 from ...data.images import Digits, Npz
 from ...data.toys import Clusters
-from ...models.call import logits_of, weight_of
-from ...models.clients import Clients, ClientState, dense, several
+from ...models.call import dense, logits_of, weight_of
+from ...models.clients import Clients, ClientState, several
 from ...models.toys import MLP, ConvNet
 from ...objectives.divergences import cross_entropy
 
