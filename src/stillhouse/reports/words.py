@@ -232,6 +232,35 @@ METRICS = {
     "rows_made": Metric("Rows made", "", "count", "How many rows came out.", show=si),
     "rows_lost": Metric("Rows lost", "", "count", "How many rows were dropped, each with a reason.", "lower", si),
     "teacher_calls": Metric("Teacher calls", "", "count", "How many answers were paid for.", "lower", si),
+    "solved": Metric(
+        "Solved", "", "tasks whose answer the verifier accepts / all tasks", "How often its answer is right.",
+        "higher", percent, _POINTS,
+    ),
+    "answer_tokens": Metric("Answer length", "tokens", "tokens of an answer, on average", "How much it writes.", show=rate),
+    "preferred": Metric(
+        "Prefers the better answer", "", "pairs in which the better answer is likelier, token by token",
+        "How often it finds the better of two answers likelier.", "higher", percent, _POINTS,
+    ),
+    "chosen_logp": Metric(
+        "Better answers", "nats per token", "(1/N) Σ ln p(token) over better answers",
+        "How likely it finds good answers.", "higher",
+    ),
+    "rejected_logp": Metric(
+        "Worse answers", "nats per token", "(1/N) Σ ln p(token) over worse answers",
+        "How likely it finds bad answers. If this and the one above fall together, it forgets how to write.",
+    ),
+    "proxy": Metric(
+        "Distance to the teacher", "nats per token", "E KL(pₜ ‖ p) over the teacher's answers",
+        "What training lowers: how far from the teacher the student is.", "lower",
+    ),
+    "golden": Metric(
+        "Distance to the truth", "nats per token", "E KL(μ ‖ p) over the oracle's answers",
+        "What one would like to be low: how far from the oracle the student is.", "lower",
+    ),
+    "golden_rise": Metric(
+        "Rise from its best", "nats per token", "distance to the truth at the end − its minimum",
+        "How much further from the truth the student ended than it had been.", "lower",
+    ),
 }  # fmt: skip
 
 
