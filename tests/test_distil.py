@@ -111,6 +111,48 @@ def test_the_teacher_is_adapted_first(distil: Still, tmp_path: Path) -> None:
     assert list(finished().recipe.stages)[:3] == ["adapt", "write", "train"]
 
 
+SPEAKING = ("--set", "audit.checks.1.count=4", "--set", "audit.checks.1.sampling.max_new=4")
+
+
+def test_without_the_teacher_means_without_its_text_too(distil: Still, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "my.jsonl", chats(40))
+    result = distil(data, "--method", "seqkd", "--set", "write.sampling.max_new=6", *SPEAKING)
+    assert result.exit_code == 0, result.stderr
+    run = finished()
+    texts = {name: type(run.recipe.stages[name].data or run.recipe.data).__name__ for name in ("train", "alone_tokens")}
+    assert texts == {"train": "Written", "alone_tokens": "Text"}
+    found = findings(run)
+    assert found["train", "nll"] != found["alone_tokens", "nll"]
+    assert ("train", "own_reverse_kl") in found  # judged where such methods gain, too
+
+
+def test_prompts_alone_leave_nothing_to_read_without_the_teacher(distil: Still, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "my.jsonl", chats(40, answered=False))
+    result = distil(data, "--method", "seqkd", "--set", "write.sampling.max_new=6", *SPEAKING)
+    assert result.exit_code == 0, result.stderr
+    assert not {"alone_tokens", "alone_time"} & set(finished().recipe.stages)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--method", "minillm", "--signal", "topk:4"), "asks about what the student makes"),
+        (("--method", "gkd", "--signal", "topk:4"), "--set train.method.on_policy=0"),
+        (("--method", "taid", "--signal", "topk:4"), "--signal hidden:float16"),
+        (("--method", "hinton", "--signal", "topk:4"), "compares at temperature 4"),
+        (("--method", "denoise"), "denoise is not for text as it stands"),
+        (("--method", "promptmix"), "begins with labels (inputs with their class)"),
+        (("--method", "dpo"), "begins with pairs"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_computed(
+    options: Any, words: str, distil: Still, tmp_path: Path
+) -> None:
+    result = distil(write_jsonl(tmp_path / "my.jsonl", chats(40)), *options)
+    assert result.exit_code == 1 and words in result.stderr
+    assert not Path("runs").exists()
+
+
 def test_a_plan_trains_nothing(still: Still, folders: Folders, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "my.jsonl", chats(40))
     models = ("--teacher", folders.teacher, "--student", "shrink:layers=2", "--data", data)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from .audits.own_answers import OwnAnswers
 from .cli.machine import free_memory, size
 from .core.recipe import Recipe
 from .core.run import Run, RunError, best_device
@@ -81,8 +82,13 @@ class Plan:
         both = alone + (per_step * 2 * small.head * share / speed if stored else per_step * asking)
         writing = written * (2 * big.body + 2 * big.head) / (speed / EFFICIENCY * DECODING)
         judged = 0.1 * tokens + 4 * 100
+        own = [c for s in recipe.stages.values() for c in getattr(s, "checks", ()) if isinstance(c, OwnAnswers)]
+        spoken = (
+            sum(c.count * c.sampling.max_new for c in own) * 2 * (small.body + small.head) / (speed / EFFICIENCY * DECODING)
+        )
         subjects = sum(len(s.subjects) for s in recipe.stages.values() if isinstance(s, Audit))
         audit = judged * subjects * 2 * (big.body + small.body + 2 * small.head) / speed + 20 * subjects
+        audit += spoken * subjects
         adapted = [s.steps for n, s in recipe.stages.items() if n == "adapt"]
         adapting = sum(adapted) * per_step * 6 * (big.body + big.head * share) / speed
         healing = getattr(recipe.student, "heal", 0) * tokens / max(1, rows) * 2 * (big.body + small.body) / speed

@@ -75,6 +75,7 @@ def recipe_for(
     settings: `key=value` strings, as on the command line
     """
     from .audits.language import HeldOutText, Samples
+    from .audits.own_answers import OwnAnswers
     from .audits.probe import Probe
     from .cli import door
     from .core.optim import Optim
@@ -85,11 +86,13 @@ def recipe_for(
     from .methods.classics.gkd import GKD
     from .methods.classics.seqkd import Write
     from .methods.classics.supervised import Supervised
+    from .models.generate import Sampling
     from .models.hub import HubLM, StageLM, load_config
     from .models.shrink import shrink_of
     from .objectives.divergences import ForwardKL
     from .signals import formats
     from .signals.label import Label
+    from .signals.reader import check_stored
     from .signals.store import is_store
     from .teachers.cached import Cached
     from .teachers.local import LocalLM
@@ -118,6 +121,8 @@ def recipe_for(
         chosen = Supervised()
     else:
         chosen = _method(method)
+    if form is not None:
+        check_stored(chosen, form.kinds)  # before the teacher is asked about everything
     base = text
     splits = ("train", "valid", "test") if prompts_only else ("train",)
     if write and stored is not None:
@@ -146,10 +151,17 @@ def recipe_for(
     if not write and stored is None and planned >= 50:
         stages["probe"] = Probe(method=Supervised())
     stages[OURS] = Train(method=chosen, **common)
-    stages[TOKENS] = Train(method=Supervised(), **common)
-    stages[TIME] = Train(method=Supervised(), **common, seconds_of=OURS, speed_of=TOKENS)
-    subjects = (*(() if stored else ("teacher",)), "start", OURS, TOKENS, TIME)
-    stages["audit"] = Audit(subjects=subjects, checks=(HeldOutText(versus=("start", TOKENS, TIME), precision=precision),))
+    rivals: tuple[str, ...] = ()
+    if not (prompts_only and method == "seqkd"):  # there is no other text that a student without the teacher could read
+        rivals, plain = (TOKENS, TIME), base if method == "seqkd" else None
+        stages[TOKENS] = Train(method=Supervised(), data=plain, **common)
+        stages[TIME] = Train(method=Supervised(), data=plain, **common, seconds_of=OURS, speed_of=TOKENS)
+    subjects = (*(() if stored else ("teacher",)), "start", OURS, *rivals)
+    checks: tuple[Any, ...] = (HeldOutText(versus=("start", *rivals), precision=precision),)
+    if stored is None and (write or getattr(chosen, "asks_about_own", False)):  # what they gain, they gain where they write
+        writing = Sampling(max_new=64, batch=16)
+        checks += (OwnAnswers(versus=("start", *rivals), count=40, sampling=writing, precision=precision),)
+    stages["audit"] = Audit(subjects=subjects, checks=checks)
     if foreign is None:  # whose rows are tokens without prompts
         stages["samples"] = Samples(subjects=subjects, precision=precision)
     recipe = Recipe(id="distil", student=learner, data=text, teachers={"teacher": speaker}, stages=stages, seed=seed)
@@ -260,14 +272,17 @@ def _is_address(teacher: str) -> bool:
 
 
 def _method(name: str) -> Any:
-    """The method in a paper's own recipe."""
-    from .core.paper import find
+    """The method of a paper with its defaults; RunError if it does not learn from documents."""
+    from .core.paper import DATA, find
 
     entry = find(name)
-    if "text" not in entry.paper.modality and "any" not in entry.paper.modality:
-        fields = ", ".join(entry.paper.modality)
-        raise RunError(f"{name} is for {fields}, not for text; see `stillhouse list --modality text`")
-    return importlib.import_module(entry.module).recipe("paper").stages[OURS].method
+    if not {"text", "any"} & set(entry.paper.modality) or "documents" not in entry.paper.data:
+        words = "; or ".join(f"{word} ({DATA[word]})" for word in entry.paper.data)
+        raise RunError(
+            f"{name} is not for text as it stands: it is of {', '.join(entry.paper.modality)} and begins with {words}; see "
+            f"`stillhouse show {name}`, or `stillhouse list --data documents` for those that distil takes"
+        )
+    return type(importlib.import_module(entry.module).recipe("paper").stages[OURS].method)()
 
 
 def _holds_prompts_only(text: Text) -> bool:

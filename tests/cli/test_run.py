@@ -254,3 +254,27 @@ def test_several_processes_do_not_share_a_run_folder(still: Still, monkeypatch: 
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = still("run", "supervised", "--scale", "smoke")
     assert result.exit_code == 1 and "torchrun" in result.stderr and not Path("runs").exists()
+
+
+def test_a_method_runs_on_images_of_ones_own(still: Still, tmp_path: Path) -> None:
+    import numpy
+
+    draw = numpy.random.default_rng(0)
+    labels = numpy.arange(90) % 3
+    images = (draw.random((90, 6, 6)) * 60 + 80 * labels[:, None, None]).astype("uint8")
+    numpy.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    steps = [f"--set={stage}.steps=3" for stage in ("teacher", "train", "alone")]
+    result = still("run", "hinton", "--set", "data={use: data.images.Npz, path: mine.npz}", *steps)
+    assert result.exit_code == 0, result.stderr
+    few = "data={use: data.images.Npz, path: mine.npz, split: {labels: 2}}"
+    assert still("run", "hinton", "--set", few, *steps).exit_code == 0
+
+
+def test_a_stage_that_is_null_is_left_out(still: Still, tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("x,y\n" + "\n".join(f"{i % 7},{i % 5 + i / 100}" for i in range(200)))
+    points = ("run", "denoise", "--set", "data={use: data.points.PointFile, path: points.csv}", "--set", "train.steps=3")
+    refused = still(*points)
+    assert refused.exit_code == 1 and "the data have none: leave it out with --set stages.judge=null" in refused.stderr
+    count = ("--set", "audit.checks.0.count=50", "--set", "audit.checks.0.draws=10")
+    result = still(*points, "--set", "stages.judge=null", "--set", "audit.checks.0.judge=null", *count)
+    assert result.exit_code == 0, result.stderr

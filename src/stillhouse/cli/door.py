@@ -111,6 +111,9 @@ def build(plain: Any, *, allow: Collection[str] = ()) -> Recipe:
     """
     if not isinstance(plain, Mapping):
         raise RecipeError(f"a recipe is a mapping with the keys {_names(Recipe)}, not {_show(plain)}")
+    stages = plain.get("stages")
+    if isinstance(stages, Mapping):  # a stage that is null is left out: `--set stages.alone=null`
+        plain = {**plain, "stages": {name: stage for name, stage in stages.items() if stage is not None}}
     recipe = _Door(frozenset(allow)).dataclass(Recipe, plain, ())
     for name, stage in recipe.stages.items():
         if not (dataclasses.is_dataclass(stage) and callable(stage)):

@@ -73,12 +73,16 @@ def with_label(recipe: Recipe, signal: str) -> Recipe:
     from ..core.stage import Train
     from ..signals import formats
     from ..signals.label import Label
+    from ..signals.reader import check_stored
     from ..teachers.cached import Cached
 
     if len(recipe.teachers) != 1:
         raise RecipeError(f"recipe {recipe.id!r} has {len(recipe.teachers)} teachers; --signal keeps one teacher's answers")
     ((name, live),) = recipe.teachers.items()
     label = Label(format=formats.parse(signal), teacher=live)
+    learner = next((s for s in recipe.stages.values() if isinstance(s, Train) and s.method.needs), None)
+    if learner is not None:
+        check_stored(learner.method, label.format.kinds)
     stages: dict[str, Any] = {}
     for key, stage in recipe.stages.items():
         if isinstance(stage, Train) and stage.method.needs and "label" not in stages:

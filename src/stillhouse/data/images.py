@@ -7,7 +7,7 @@ depends on the image and the epoch alone, so a batch is a pure function of its i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,21 @@ class Images:
         if self.augment is not None:
             images = self.augment(images, items, epoch, self.seed)
         return {"inputs": images, "labels": self.labels[chosen]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """The recipe's own data with every label known, or without the images whose label is not; a stage's `data`."""
+
+    every: bool = True  # False: those labels that the recipe's data know, and no other image
+
+    def load(self, run: Run) -> Mapping[str, Any]:
+        """The splits; as they are where the data do not say how many labels are known."""
+        spec = run.recipe.data
+        split = getattr(spec, "split", None)
+        if not isinstance(split, Split):
+            return run.sources()
+        return replace(spec, split=replace(split, labels=None) if self.every else replace(split, unlabelled=False)).load(run)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,12 +68,7 @@ class StoredTeacher:
         """Refuse, before the first step, a method or data that these signals cannot serve; TeacherMismatch says why."""
         if "topk" in self.gives:
             self._check_temperature(getattr(method, "temperature", 1.0))
-        if getattr(method, "asks_about_own", False):
-            way = "--set train.method.on_policy=0, or give" if hasattr(method, "on_policy") else "give"
-            raise TeacherMismatch(
-                "the method asks about what the student makes, and stored signals answer for given data only: "
-                f"{way} the teacher itself"
-            )
+        check_stored(method, self.gives, tempered=False)
         missing, asked = 0, 0
         first = source.batch(range(min(CHECKED, len(source))), 0)
         if isinstance(first["inputs"], dict) and "document" in first["inputs"]:
@@ -105,4 +100,25 @@ class StoredTeacher:
         raise TeacherMismatch(
             f"these signals keep some classes, which hold {known}{there}, and the method compares at temperature "
             f"{temperature:g}: use temperature 1, or label with --signal hidden:float16"
+        )
+
+
+def check_stored(method: Any, kinds: frozenset[Kind], *, tempered: bool = True) -> None:
+    """Refuse a method that stored signals of these kinds cannot serve, whatever they hold; TeacherMismatch says why.
+
+    `tempered`: also refuse a top k at another temperature than 1, without saying how much of the mass it would hold.
+    """
+    if getattr(method, "asks_about_own", False):
+        way = "--set train.method.on_policy=0, or give" if hasattr(method, "on_policy") else "give"
+        raise TeacherMismatch(
+            "the method asks about what the student makes, and stored signals answer for given data only: "
+            f"{way} the teacher itself"
+        )
+    if "topk" in kinds and "logits" in getattr(method, "needs", ()) and not getattr(method, "takes_topk", False):
+        raise TeacherMismatch("the method needs logits, and these signals keep some classes: --signal hidden:float16")
+    temperature = getattr(method, "temperature", 1.0)
+    if tempered and "topk" in kinds and temperature != 1.0:
+        raise TeacherMismatch(
+            f"the method compares at temperature {temperature:g}, and what is kept is the likeliest at 1: "
+            "--set train.method.temperature=1, or --signal hidden:float16"
         )

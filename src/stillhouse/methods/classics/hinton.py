@@ -28,7 +28,7 @@ from ...core.recipe import Expect, Recipe, Scale, pick
 from ...core.run import Run
 from ...core.signal import Batch, Kind
 from ...core.stage import Audit, Train
-from ...data.images import Augment, Digits, Npz, Split
+from ...data.images import Augment, Digits, Known, Npz, Split
 from ...data.toys import Clusters
 from ...models.call import logits_of, weight_of
 from ...models.toys import MLP, ConvNet
@@ -89,7 +89,6 @@ def recipe(scale: Scale = "small") -> Recipe:
     In `small` the teacher was trained on every label; the student knows 4 labels of each digit and hears the teacher
     on all training images. The stage `alone` has the same 4 labels, as many steps and items, and no teacher.
     """
-    labelled, everything = Split(valid=0.2, test=0.3, labels=4), Split(valid=0.2, test=0.3)
     big = pick(scale, smoke=MLP(width=64), small=ConvNet(), paper=MLP(width=1200, dropout=0.5))
     batch = pick(scale, smoke=32, small=64, paper=128)
     steps = pick(scale, smoke=60, small=600, paper=50_000)
@@ -98,12 +97,12 @@ def recipe(scale: Scale = "small") -> Recipe:
     return Recipe(
         id="hinton",
         student=pick(scale, smoke=MLP(width=8), small=MLP(width=32), paper=MLP(width=800)),
-        data=pick(scale, smoke=Clusters(), small=Digits(split=labelled), paper=mnist),
+        data=pick(scale, smoke=Clusters(), small=Digits(split=Split(valid=0.2, test=0.3, labels=4)), paper=mnist),
         teachers={"teacher": ModuleTeacher(spec=big, stage="teacher")},
         stages={
             "teacher": Train(
                 method=Supervised(), student=big, steps=steps, batch=batch, optim=optim,
-                data=pick(scale, smoke=None, small=Digits(split=everything), paper=jittered),
+                data=pick(scale, smoke=None, small=Known(), paper=jittered),
             ),
             "train": Train(
                 method=Hinton(temperature=pick(scale, smoke=2.0, small=4.0, paper=20.0)),
@@ -111,7 +110,7 @@ def recipe(scale: Scale = "small") -> Recipe:
             ),
             "alone": Train(
                 method=Supervised(), steps=steps, batch=batch, optim=optim,
-                data=pick(scale, smoke=None, small=Digits(split=replace(labelled, unlabelled=False)), paper=None),
+                data=pick(scale, smoke=None, small=Known(every=False), paper=None),
             ),
             "audit": Audit(subjects=("start", "teacher", "alone", "train"), checks=(Classification(),)),
         },
@@ -134,7 +133,7 @@ def proof() -> Proof:
     return Proof(
         claim="A student with 4 labels of each digit and the teacher's soft answers on the other training images beats"
         " the same student with those labels alone, and the same student with every label.",
-        arms={"ours": ours, "alone": alone, "all_labels": alone.set("train.data.split.labels", None)},
+        arms={"ours": ours, "alone": alone, "all_labels": alone.set("train.data", Known())},
         metric="accuracy",
         beats=("alone", "all_labels"),
         seeds=(0, 1, 2, 3, 4),

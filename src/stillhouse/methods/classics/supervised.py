@@ -26,7 +26,7 @@ from ...core.optim import Optim
 from ...core.paper import Paper
 from ...core.proof import Proof
 from ...core.recipe import Recipe, Scale, pick
-from ...core.run import Run
+from ...core.run import Run, RunError
 from ...core.signal import Batch, Kind
 from ...core.stage import Audit, Train
 from ...data.images import Digits, Npz
@@ -56,7 +56,12 @@ class Supervised:
     needs: ClassVar[frozenset[Kind]] = frozenset()
 
     def setup(self, student: nn.Module, run: Run) -> State:
-        """The student alone."""
+        """The student alone; RunError if nothing in the data is labelled."""
+        if run.source is not None and "labels" not in run.source.batch([0], 0):
+            raise RunError(
+                f"stage {run.stage!r} learns from labels, and the data have none: leave it out with "
+                f"--set stages.{run.stage}=null, or give labelled data"
+            )
         return State(student=student)
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
