@@ -387,6 +387,32 @@ def report(
 
 
 @app.command(rich_help_panel=CHECK)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders, or folders that hold runs")],
+    metric: Annotated[str | None, typer.Option(help="the number to compare; the one that decides if left out")] = None,
+    subject: Annotated[str | None, typer.Option(help="whose number; the distilled student's if left out")] = None,
+    versus: Annotated[str | None, typer.Option(help="the recipe to compare with; supervised learning if left out")] = None,
+    out: Annotated[Path, typer.Option(help="the page; the JSON file goes beside it")] = Path("compare.html"),
+    open_: Annotated[bool, typer.Option("--open", help="show it in the browser")] = False,
+) -> None:
+    """Any set of runs side by side: quality, cost, differences paired by seed, one picture."""
+    from ..reports import compare as comparing
+    from . import results
+    from .show import console
+
+    found = comparing.compare(runs, metric=metric, subject=subject, versus=versus)
+    for warning in found.warnings:
+        typer.echo(warning, err=True)
+    console().print(results.comparison(found))
+    page = comparing.write(found, out)
+    typer.echo(str(page))
+    if open_:
+        import webbrowser
+
+        webbrowser.open(page.absolute().as_uri())
+
+
+@app.command(rich_help_panel=CHECK)
 def signals(
     folder: Annotated[Path, typer.Argument(metavar="SIGNALS", help="a folder that `label` made")],
     teacher: Annotated[

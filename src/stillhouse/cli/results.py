@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from ..core.report import Finding
+from .progress import clock
 
 
 def findings(folder: Path) -> list[Finding]:
@@ -62,3 +64,34 @@ def _cell(f: Finding) -> Text:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def comparison(found: Any) -> Table:
+    """A `reports.compare.Comparison` for a terminal."""
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in (
+        "recipe",
+        f"{found.metric} ({found.better} is better)",
+        f"better than {found.versus} by",
+        "training",
+        "seeds",
+    ):
+        grid.add_column(name, overflow="fold")
+    for row in found.rows:
+        gain = Text("")
+        if row.gain is not None:
+            gain = _bounded(row.gain)
+            gain.append(f" {row.decided}", {"better": "green", "worse": "red", "undecided": "yellow"}[row.decided])
+        grid.add_row(
+            Text(row.label, "bold"), _bounded(row.quality), gain, Text(clock(row.seconds)), Text(str(row.quality.n))
+        )
+    for name, bounds in found.references.items():
+        grid.add_row(Text(name, "dim"), _bounded(bounds), Text(""), Text(""), Text(""))
+    return grid
+
+
+def _bounded(bounds: Any) -> Text:
+    text = Text(_short(bounds.mean))
+    if bounds.low is not None:
+        text.append(f" [{_short(bounds.low)}, {_short(bounds.high)}]", "dim")
+    return text

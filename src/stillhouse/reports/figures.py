@@ -70,6 +70,38 @@ def dots(rows: Sequence[Dot], axis: str, *, scale: float = 1.0, zero: bool = Fal
     return _svg(draw, height=0.55 + 0.48 * len(rows))
 
 
+@dataclass(frozen=True)
+class Point:
+    """What something costs and how good it is, with its interval."""
+
+    subject: Subject
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+
+
+def scatter(points: Sequence[Point], x: str, y: str, scale: float = 1.0) -> str:
+    """Quality, times `scale`, against cost on a logarithmic scale; every point has its name beside it."""
+
+    def draw(axes: Axes) -> None:
+        for point in points:
+            colour = SLOT[point.subject.slot]
+            if point.low is not None and point.high is not None:
+                axes.plot([point.x, point.x], [scale * point.low, scale * point.high], color=colour, linewidth=1.6)
+            axes.plot([point.x], [scale * point.y], "o", color=colour, markersize=6.5, label=point.subject.label[:LABEL])
+        axes.set_xscale("log")
+        for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
+        axes.margins(x=0.12, y=0.12)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.01), "borderaxespad": 0, "borderpad": 0.2}
+        axes.legend(ncols=2, handlelength=1.0, labelcolor=INK, **place)
+
+    return _svg(draw, height=2.7 + 0.16 * ((len(points) + 1) // 2))
+
+
 def lines(figure: Figure, who: Mapping[str, Subject], smooth: bool = False) -> str:
     """The curves of a figure; with `smooth`, what was measured in thin lines below its running mean."""
 

@@ -33,7 +33,7 @@ def write(folder: Path | str) -> Path:
     folder = Path(folder)
     report = read(folder)
     verdict = verdicts.verdict(report)
-    whole = _finite({"schema": "stillhouse.report/1", "verdict": asdict(verdict), **report.plain()})
+    whole = finite({"schema": "stillhouse.report/1", "verdict": asdict(verdict), **report.plain()})
     (folder / "report.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     page = folder / "report.html"
     page.write_text(render(report, list(_pictures(folder, report))), encoding="utf-8")
@@ -173,9 +173,10 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: numbers that are not finite are null."""
     if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
+        return {key: finite(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(child) for child in value]
+        return [finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
