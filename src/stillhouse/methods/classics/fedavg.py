@@ -139,11 +139,11 @@ def recipe(scale: Scale = "small") -> Recipe:
         label="FedAvg",
     )
     scores = FedMD(digest=pick(scale, smoke=2, small=5, paper=20), revisit=pick(scale, smoke=2, small=5, paper=40))
-    stages = {
-        "alone": replace(train, method=FedMD(digest=0), label="Clients alone"),
+    stages = {  # first the one that may refuse the data
         "fedmd": replace(
             train, method=scores, optim=Optim(lr=pick(scale, smoke=1e-2, small=3e-3, paper=1e-3)), label="FedMD"
         ),
+        "alone": replace(train, method=FedMD(digest=0), label="Clients alone"),
         "train": train,
         "audit": Audit(subjects=("start", "alone", "fedmd", "train"), checks=(ClientAccuracy(),)),
     }
