@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.cli import prove
+from stillhouse.cli import door, prove
 from stillhouse.core.files import read_lines
 from stillhouse.core.proof import Proof
 from stillhouse.core.recipe import Recipe
@@ -102,6 +102,23 @@ def test_every_arm_is_tuned_alike_and_never_on_the_test_split(still: Still, tmp_
         found = json.loads((folder / "artifacts" / "audit" / "data" / "value.json").read_text())
         splits = {f["split"] for f in found if f.get("split")}
         assert splits == ({"valid"} if f"_s{written['tuning']['seed']}_" in folder.name else {"test"})
+
+
+def test_a_setting_can_be_chosen_over_several_seeds(still: Still, tmp_path: Path, claim: Any) -> None:
+    claim(proof(tune={"train.optim.lr": (1e-3, 1e-2)}, tuning_seeds=2, seeds=(0,)))
+    written = proven(still, tmp_path)
+    assert written["tuning"]["seeds"] == 2
+    for name, tried in written["tuning"]["trials"].items():
+        for trial in tried:
+            found = []
+            for folder in (tmp_path / "runs" / "proofs" / "supervised").glob(f"{name}_s1000*"):
+                recipe = door.load(folder / "recipe.yaml")
+                if recipe.stages["train"].optim.lr == trial["settings"]["train.optim.lr"]:
+                    rows = json.loads((folder / "artifacts" / "audit" / "data" / "value.json").read_text())
+                    found += [r["value"] for r in rows if (r["name"], r["subject"], r["versus"]) == ("nll", "train", None)]
+            assert len(found) == 2 and trial["value"] == pytest.approx(sum(found) / 2)
+    claim(proof(tuning_seeds=2, seeds=(prove.TUNING_SEED + 1,)))
+    assert "needs different seeds" in still("prove", "supervised").stderr
 
 
 def test_an_arm_without_settings_is_left_as_it_is(still: Still, tmp_path: Path, claim: Any) -> None:

@@ -278,3 +278,12 @@ def test_a_stage_that_is_null_is_left_out(still: Still, tmp_path: Path) -> None:
     count = ("--set", "audit.checks.0.count=50", "--set", "audit.checks.0.draws=10")
     result = still(*points, "--set", "stages.judge=null", "--set", "audit.checks.0.judge=null", *count)
     assert result.exit_code == 0, result.stderr
+
+
+def test_a_folder_that_is_called_like_a_method_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hinton").mkdir()
+    assert launch.find("hinton", "smoke").id == "hinton"
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RecipeError, match="mine is neither a method"):
+        launch.find("mine")

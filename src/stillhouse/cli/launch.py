@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import write_atomically
+from ..core.paper import catalogue
 from ..core.recipe import Recipe, RecipeError, Scale
 from . import door
 from .progress import Progress
@@ -50,7 +51,7 @@ def find(what: str, scale: Scale = "small", *, allow: Collection[str] = ()) -> R
         if not Path(what).is_file():
             raise RecipeError(f"there is no recipe file {what}; `stillhouse show ID --yaml > {what}` writes one")
         return door.load(what, allow=allow)
-    if "/" in what or Path(what).is_dir():
+    if "/" in what or (Path(what).is_dir() and what not in catalogue()):
         raise RecipeError(f"{what} is neither a method, a .yaml file nor a run folder (one has a recipe.yaml)")
     return door.of_method(what, scale)
 

@@ -86,7 +86,7 @@ def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | N
             }
             for arm, by_seed in values.items()
         },
-        "tuning": {"seed": TUNING_SEED, "split": "valid", "trials": trials} if trials else None,
+        "tuning": {"seed": TUNING_SEED, "seeds": proof.tuning_seeds, "split": "valid", "trials": trials} if trials else None,
         "note": proof.note, "code": code,
         "date": facts["date"], "command": facts["command"], "seconds": runner.seconds, "environment": facts,
     }  # fmt: skip
@@ -109,7 +109,8 @@ def check(proof: Proof) -> None:
             raise ProofError(f"the proof has no arm {arm!r}{nearest(arm, proof.arms)}")
     if not proof.beats or proof.ours in proof.beats:
         raise ProofError("`beats` must name at least one arm besides `ours`")
-    if len(set(proof.seeds)) != len(proof.seeds) or not proof.seeds or TUNING_SEED in proof.seeds:
+    tuning = range(TUNING_SEED, TUNING_SEED + max(1, proof.tuning_seeds))
+    if len(set(proof.seeds)) != len(proof.seeds) or not proof.seeds or set(tuning) & set(proof.seeds):
         raise ProofError(f"the proof needs different seeds, none of them {TUNING_SEED}; it has {list(proof.seeds)}")
     for arm, recipe in proof.arms.items():
         if not any(isinstance(stage, Audit) for stage in recipe.stages.values()):
@@ -144,18 +145,23 @@ class _Runner:
         for arm, recipe in self.proof.arms.items():
             if arm in self.proof.untuned:
                 continue
-            tried = [(self.tuning_trial(arm, recipe, settings), settings) for settings in grid]
+            tried = [(self.tuning_value(arm, recipe, settings), settings) for settings in grid]
             # A setting that diverged is the worst there is, whatever `nan` compares like.
             chosen[arm] = max(tried, key=lambda t: sign * t[0] if math.isfinite(t[0]) else -math.inf)[1]
             trials[arm] = [{"settings": dict(settings), "value": value} for value, settings in tried]
         return chosen, trials
 
-    def tuning_trial(self, arm: str, recipe: Recipe, settings: Settings) -> float:
-        """The number of one setting on the validation split; nan if training broke down."""
+    def tuning_value(self, arm: str, recipe: Recipe, settings: Settings) -> float:
+        """The mean of one setting over the tuning seeds, on the validation split; nan if training broke down on one."""
+        seeds = range(TUNING_SEED, TUNING_SEED + self.proof.tuning_seeds)
+        return sum(self.tuning_trial(arm, recipe, settings, seed) for seed in seeds) / len(seeds)
+
+    def tuning_trial(self, arm: str, recipe: Recipe, settings: Settings, seed: int = TUNING_SEED) -> float:
+        """The number of one setting and seed on the validation split; nan if training broke down."""
         from ..core.engine import EngineError
 
         try:
-            return self.trial(arm, recipe, settings, TUNING_SEED, "valid").value
+            return self.trial(arm, recipe, settings, seed, "valid").value
         except EngineError as error:
             self.console.print(Text(f"  {arm}, tuning, {dict(settings)}: {error}"))
             return math.nan

@@ -34,6 +34,7 @@ class Proof:
     minutes: float = 10.0  # about how long it takes on two cores
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     untuned: tuple[str, ...] = ()
+    tuning_seeds: int = 1  # over which a setting's value is averaged; one can choose a rate that breaks down on others
     note: str = ""
 
 
