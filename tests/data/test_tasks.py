@@ -191,7 +191,9 @@ def test_the_tasks_of_a_stage(tmp_path: Path) -> None:
         ("42", "42"), (" 42. ", "42."), ("so 6*7.\nAnswer: 42", "42"), ("ANSWER : 1\nanswer:2", "2"),
         ("first 1\n#### 2", "2"), (r"it is \boxed{\frac{1}{2}} then", r"\frac{1}{2}"), (r"\boxed{1} Answer: 2", "2"),
         (r"Answer: $\boxed{3}$", "3"), (r"\boxed{1", r"\boxed{1"), ("**Answer:** 7", "7"), ("Answer:", ""), ("", ""),
-        ("Answer:\nline 1\nline 2", "line 1\nline 2"),
+        ("Answer:\nline 1\nline 2", "line 1\nline 2"), ("The answer to the problem is 191.", "191."),
+        ("The final answer is: 7", "7"), ("the answer is not 3\nso it is 4", "not 3\nso it is 4"),
+        ("answers vary. 5 is", "answers vary. 5 is"),
     ],
 )  # fmt: skip
 def test_what_an_answer_says_in_the_end(text: str, final: str) -> None:
@@ -249,7 +251,8 @@ def test_a_gym_is_judged_by_its_own_scorer(tmp_path: Path) -> None:
         expression = task.question.split(":", 1)[1].split("=")[0]
         assert str(eval(expression)) == task.answer
         assert tasks.verify(run, "train", i, coded(tasks, run, f"Let me see.\nAnswer: {task.answer}")) == 1.0
-        assert tasks.verify(run, "train", i, coded(tasks, run, task.answer)) == 1.0
+        for said in (task.answer, f"The answer to the problem is {task.answer}.", f"{expression}= {task.answer}"):
+            assert tasks.verify(run, "train", i, coded(tasks, run, said)) == 1.0
         assert tasks.verify(run, "train", i, coded(tasks, run, f"Answer: {task.answer}")[:-1]) == 0.0
         assert tasks.verify(run, "train", i, coded(tasks, run, f"Answer: {int(task.answer) + 1}")) < 1.0
         assert tasks.verify(run, "train", i, splits["train"].rows[i][0].tokens[len(tasks.prompts(run)["train"][i]) :]) == 1.0

@@ -384,9 +384,13 @@ TRANSITION = (
 )
 
 
+_MARK = re.compile(r"\banswer\b(?:\s*:|[^\n.:]{0,80}?\bis\b:?)|####", re.IGNORECASE)
+
+
 def final_answer(text: str) -> str:
-    """What an answer says in the end: behind its last `Answer:` or `####`, in its last `\\boxed{}`, or all of it."""
-    marks = [m.end() for m in re.finditer(r"(?i)\banswer\s*:|####", text)]
+    """What an answer says in the end: behind its last `Answer:`, `the answer (to ...) is` or `####`, in the last
+    `\\boxed{}` behind that, or all of it."""
+    marks = [m.end() for m in _MARK.finditer(text)]
     begin = marks[-1] if marks else 0
     box = text.rfind("\\boxed{")
     if box >= begin:
@@ -465,12 +469,15 @@ class Gym(Worded):
         return {name: splits[name] for name in SPLITS}
 
     def score(self, task: Task, text: str) -> float:
-        """The generator's score of the final answer."""
+        """The generator's score of the final answer, of it without its full stop, or of what its last `=` gives."""
         source, entry = task.entry
-        try:
-            return min(1.0, max(0.0, float(source.score_answer(final_answer(text), entry))))
-        except Exception:  # a scorer meets whatever a model writes, and was not made to
-            return 0.0
+        final, best = final_answer(text), 0.0
+        for said in {final, final.removesuffix("."), final.rpartition("=")[2].strip().removesuffix(".")}:
+            try:
+                best = max(best, min(1.0, float(source.score_answer(said, entry))))
+            except Exception:  # a scorer meets whatever a model writes, and was not made to
+                continue
+        return best
 
 
 Check = Literal["exact", "number", "math", "choice"]

@@ -87,7 +87,7 @@ def brute(groups: Any, student: Any, method: GRPO, old: Any, reference: Any) -> 
 @pytest.mark.parametrize("average", ["answer", "token"])
 def test_the_first_step_on_fresh_answers(tmp_path: Path, norm: Any, average: Any) -> None:
     run, student, batch = toy(tmp_path)
-    method = GRPO(group=6, norm=norm, average=average, sampling=SAMPLING)
+    method = GRPO(group=6, kl=0.0, norm=norm, average=average, sampling=SAMPLING)
     groups = answers_of(run, student, 4, 6, SAMPLING)
     rewards = [[reward for *_, reward in group] for group in groups]
     assert any(0 < sum(group) < 6 for group in rewards)  # else this test could not fail
@@ -134,7 +134,7 @@ def test_further_steps_on_the_same_answers(tmp_path: Path) -> None:
 def test_groups_that_agree_teach_nothing(tmp_path: Path) -> None:
     run, student, batch = toy(tmp_path)
     certain = Sampling(top_p=1e-9, max_new=5)  # always the likeliest token
-    assert not gradient(GRPO(group=3, sampling=certain), student, batch, run).any()
+    assert not gradient(GRPO(group=3, kl=0.0, sampling=certain), student, batch, run).any()
 
 
 def test_the_answers_of_a_group_differ_and_do_not_depend_on_the_others(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ answers serves `inner` gradient steps (mu in the paper).
 
 Differs from the paper / the authors' code: the reward is a verifier, not a learned reward model, and judges whole
 answers ("outcome supervision"). The reference is not replaced during training (the paper's iterative GRPO). The first
-gradient step on fresh answers takes its own probabilities for the old ones, in place of a pass of its own. As in later
-practice `kl` is 0 by default (the paper: 0.04), which saves the reference; `high` may be above `low` (DAPO, Yu et al.
-2025, arXiv 2503.14476: 0.28); `average="token"` weighs all tokens alike, also DAPO's; `norm="none"` with it is nearly
-Dr. GRPO (Liu et al. 2025, arXiv 2503.20783). Where answers are drawn at a temperature, the ratio and k3 are those of the
-distribution at that temperature; `top_p` below 1 is ignored in them.
+gradient step on fresh answers takes its own probabilities for the old ones, in place of a pass of its own. Settings that
+are not the paper's: `kl=0`, later practice, saves the reference (small students here did not survive it); `high` above
+`low` (DAPO, Yu et al. 2025, arXiv 2503.14476: 0.28); `average="token"` weighs all tokens alike, also DAPO's; with it
+`norm="none"` is nearly Dr. GRPO (Liu et al. 2025, arXiv 2503.20783). Where answers are drawn at a temperature, the ratio and
+k3 are those of the distribution at that temperature; `top_p` below 1 is ignored in them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class GRPO:
     inner: int = 1  # gradient steps a batch of answers (paper: 1)
     low: float = 0.2  # the ratio is clipped below 1 - low
     high: float = 0.2  # and above 1 + high
-    kl: float = 0.0  # weight of k3 to the student before training (paper: 0.04)
+    kl: float = 0.04  # weight of k3 to the student before training (the paper's); 0 needs no reference
     norm: Norm = "std"  # of the advantages within a group
     average: Literal["answer", "token"] = "answer"  # what counts alike
     sampling: Sampling = Sampling(temperature=1.0, max_new=256)
@@ -138,7 +138,7 @@ def recipe(scale: Scale = "small") -> Recipe:
             data=Questions(path="gsm8k.jsonl", length=1024),
             stages={
                 "train": Train(
-                    method=GRPO(group=64, kl=0.04, sampling=sampling), steps=1000, batch=16, accumulate=16,
+                    method=GRPO(group=64, sampling=sampling), steps=1000, batch=16, accumulate=16,
                     optim=Optim(lr=1e-6, schedule="constant"), precision="bfloat16",
                 ),
                 "audit": Audit(subjects=("start", "train"), checks=(Solved(
@@ -157,7 +157,7 @@ def recipe(scale: Scale = "small") -> Recipe:
     writing = Sampling(max_new=pick(scale, smoke=4, small=10, paper=0), batch=512)
     group, batch = pick(scale, smoke=4, small=8, paper=64), pick(scale, smoke=8, small=32, paper=16)
     train = Train(
-        method=GRPO(group=group, sampling=writing), student=Continued(stage="warm"), label="GRPO", batch=batch,
+        method=GRPO(group=group, kl=0.0, sampling=writing), student=Continued(stage="warm"), label="GRPO", batch=batch,
         steps=pick(scale, smoke=10, small=240, paper=0), optim=replace(optim, lr=3e-4),
     )  # fmt: skip
     judged = Solved(versus=("warm",), sampling=replace(writing, temperature=0.0))
@@ -181,6 +181,7 @@ def proof() -> Proof:
         metric="solved",
         seeds=(0, 1, 2, 3, 4),
         tune={"train.optim.lr": (1e-4, 3e-4, 1e-3, 3e-3)},
+        tuning_seeds=3,
         minutes=10.0,
         note="Both arms go on from the same student (stage `warm`, 200 steps on the 180 solutions) for 240 steps: of 256 of"
         " its own answers to 32 questions, or of 256 worked solutions. GRPO sees 3,000 questions more than the other arm,"

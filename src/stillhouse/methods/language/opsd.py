@@ -219,7 +219,7 @@ def proof() -> Proof:
     """OPSD against GRPO at as many generated tokens and at three times as many, against the references, without hints."""
     ours = recipe("small")
     method, steps = ours.stages["train"].method, ours.stages["train"].steps
-    grpo = ours.set("train.method", GRPO(sampling=method.sampling)).set("train.batch", 64 // 8)
+    grpo = ours.set("train.method", GRPO(sampling=method.sampling, kl=0.0)).set("train.batch", 64 // 8)
     alone = ours.set("train.method", Supervised())
     return Proof(
         claim="A student that reads the solutions teaches itself, from its own answers, to solve more unseen chains than"
