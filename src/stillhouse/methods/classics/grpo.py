@@ -157,7 +157,7 @@ def recipe(scale: Scale = "small") -> Recipe:
     writing = Sampling(max_new=pick(scale, smoke=4, small=10, paper=0), batch=512)
     group, batch = pick(scale, smoke=4, small=8, paper=64), pick(scale, smoke=8, small=32, paper=16)
     train = Train(
-        method=GRPO(group=group, kl=0.0, sampling=writing), student=Continued(stage="warm"), label="GRPO", batch=batch,
+        method=GRPO(group=group, sampling=writing), student=Continued(stage="warm"), label="GRPO", batch=batch,
         steps=pick(scale, smoke=10, small=240, paper=0), optim=replace(optim, lr=3e-4),
     )  # fmt: skip
     judged = Solved(versus=("warm",), sampling=replace(writing, temperature=0.0))
