@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-Fault = tuple[int, bytes, dict[str, str]] | Callable[[BaseHTTPRequestHandler], Any]
+from servers import Fault, Json
 
 
 def reversed_words(words: str, body: Any) -> str:
@@ -45,19 +45,8 @@ class ChatServer(ThreadingHTTPServer):
         """Clients that went away are part of the tests."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Json):
     server: ChatServer
-
-    def log_message(self, *_: Any) -> None:
-        """Silence."""
-
-    def send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(raw))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(raw)
 
     def do_GET(self) -> None:
         self.send(200, {"data": [{"id": "tiny"}]})

@@ -60,8 +60,8 @@ class Fake(ThreadingHTTPServer):
         return told
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Fake
+class Json(BaseHTTPRequestHandler):
+    """Answers with JSON, silently."""
 
     def log_message(self, *_: Any) -> None:
         """Silence."""
@@ -73,6 +73,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(raw)
+
+
+class Handler(Json):
+    server: Fake
 
     def error(self, status: int, message: str) -> None:
         self.send(status, {"error": {"message": message, "type": "BadRequestError", "param": None, "code": status}})

@@ -64,7 +64,7 @@ class Comparison:
     """Everything that the page shows."""
 
     metric: str
-    better: str
+    better: Literal["higher", "lower", "neither"]
     subject: str
     versus: str  # label of the row that the others are compared with
     rows: tuple[Row, ...]  # the best first
@@ -123,7 +123,7 @@ def render(comparison: Comparison) -> str:
     """The page as text."""
     rows, metric = (
         comparison.rows,
-        metric_of(Finding(name=comparison.metric, value=0.0, subject="", better=_better(comparison))),
+        metric_of(Finding(name=comparison.metric, value=0.0, subject="", better=comparison.better)),
     )
     digits = tables.column_decimals(
         [Finding(name=comparison.metric, value=b.mean, low=b.low, high=b.high, subject="") for b in _all(comparison)]
@@ -300,7 +300,3 @@ def _unlike(groups: Sequence[_Group], who: str) -> list[str]:
 
 def _all(comparison: Comparison) -> list[Bounds]:
     return [*(row.quality for row in comparison.rows), *comparison.references.values()]
-
-
-def _better(comparison: Comparison) -> Any:
-    return comparison.better
