@@ -13,7 +13,7 @@ from language import Folders, llama
 from stillhouse.data.tokens import prompts_of
 from stillhouse.data.toys import Sentences
 from stillhouse.data.toys import encode as encode_characters
-from stillhouse.models.generate import Sampling, answered, ends_of, generate, rollout
+from stillhouse.models.generate import BLOCK, HEAD, Sampling, _cut, _sample, answered, draw, ends_of, generate, rollout
 from stillhouse.models.hub import CausalLM, load_model
 from stillhouse.models.toys import Transformer
 
@@ -110,6 +110,88 @@ def test_top_p_cuts_the_tail(model: CausalLM) -> None:
     inside = torch.tensor([float(p) if i in nucleus else 0.0 for i, p in enumerate(probs)])
     drawn = one_step(model, Sampling(top_p=0.7, max_new=1, batch=2000))
     assert set(drawn) <= nucleus and chi_square(drawn, inside) > 1e-3
+
+
+@torch.no_grad()
+def test_top_k_cuts_the_tail(model: CausalLM) -> None:
+    probs = model.model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
+    likeliest = set(probs.topk(5).indices.tolist())
+    inside = torch.tensor([float(p) if i in likeliest else 0.0 for i, p in enumerate(probs)])
+    drawn = one_step(model, Sampling(top_k=5, max_new=1, batch=2000))
+    assert set(drawn) == likeliest and chi_square(drawn, inside) > 1e-3
+
+
+@pytest.mark.parametrize("sharpness", [0.01, 3.0])  # nearly uniform: the share lies beyond the head; and within it
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.9, 0), (0.5, 40), (0.3, 2 * HEAD), (1.0, 7)])
+def test_the_tail_of_a_large_vocabulary_is_that_of_a_full_sort(sharpness: float, top_p: float, top_k: int) -> None:
+    logits = sharpness * torch.randn(6, 5 * HEAD + 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probs = logits.softmax(-1)
+    expected = torch.zeros_like(probs)
+    for row, out in zip(probs, expected, strict=True):
+        order = row.argsort(descending=True)[: top_k or None].tolist()
+        whole, mass = float(row[order].sum()) if top_k else 1.0, 0.0
+        for token in order:
+            if mass >= top_p * whole:
+                break
+            out[token] = row[token]
+            mass += float(row[token])
+    assert torch.equal(_cut(probs, Sampling(top_p=top_p, top_k=top_k)), expected)
+
+
+def test_a_point_finds_its_class_as_in_a_running_sum() -> None:
+    weights = torch.rand(200, 3 * BLOCK + 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 8
+    weights[:, 100:700] = 0.0
+    points = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    points[0], points[1] = 0.0, 1.0 - 2**-53  # the ends
+    running = weights.cumsum(-1)
+    expected = torch.searchsorted(running, points[:, None] * running[:, -1:], right=True).squeeze(-1)
+    assert torch.equal(_sample(weights, points), expected)
+    alone = torch.zeros(2, 3 * BLOCK).index_fill_(1, torch.tensor([2 * BLOCK - 1]), 1e-30)
+    assert _sample(alone, torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)).tolist() == [2 * BLOCK - 1] * 2
+
+
+@torch.no_grad()
+def test_log_probabilities_are_those_of_the_model_reading_its_answer(model: CausalLM) -> None:
+    sampling = Sampling(temperature=0.7, top_p=0.9, max_new=9, batch=4)
+    for prompt, answer in zip(PROMPTS, draw(model, PROMPTS, sampling, seed=2), strict=True):
+        logits = model.model(torch.tensor([prompt + answer.tokens])).logits[0, len(prompt) - 1 : -1]
+        expected = (logits / 0.7).log_softmax(-1).gather(-1, torch.tensor(answer.tokens)[:, None]).squeeze(-1)
+        assert len(answer.logp) == len(answer.tokens)
+        assert torch.allclose(torch.tensor(answer.logp), expected, atol=1e-4)
+
+
+def test_a_prompt_is_read_once_for_all_of_its_answers(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    read = model.read
+    monkeypatch.setattr(model, "read", lambda tokens, *rest: rows.append(len(tokens)) or read(tokens, *rest))
+    prompts = [p for p in PROMPTS for _ in range(3)]
+    together = generate(model, prompts, Sampling(max_new=2), seed=3, ends=frozenset())
+    assert rows == [len(PROMPTS), len(prompts)]
+    alone = [
+        generate(model, [p], Sampling(max_new=2), seed=3, ends=frozenset(), keys=[n])[0] for p in PROMPTS for n in range(3)
+    ]
+    assert together == alone
+
+
+def test_an_answer_ends_where_it_is_told_to_stop(model: CausalLM) -> None:
+    free = generate(model, PROMPTS, GREEDY, seed=0, ends=frozenset())
+    short = generate(model, PROMPTS, GREEDY, seed=0, ends=frozenset(), stop=lambda answer: sum(answer) > 400)
+    cut = [next((a[: n + 1] for n in range(len(a)) if sum(a[: n + 1]) > 400), a) for a in free]
+    assert short == cut and short != free
+
+
+def test_an_answer_goes_on_from_its_beginning(model: CausalLM) -> None:
+    whole = generate(model, PROMPTS, GREEDY, seed=0, ends=frozenset())
+    rest = generate(model, [[*p, *a[:5]] for p, a in zip(PROMPTS, whole, strict=True)], GREEDY, seed=0, ends=frozenset())
+    assert [a[5:] for a in whole] == [a[:7] for a in rest]
+
+
+def test_what_cannot_be_drawn_is_refused(model: CausalLM) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        generate(model, [[5], []], GREEDY, seed=0)
+    for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}):
+        with pytest.raises(ValueError, match="sampling wants"):
+            Sampling(**wrong)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

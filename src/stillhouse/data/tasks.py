@@ -6,6 +6,7 @@ A task has a question, a worked solution, and a check that reads an answer. Ever
     prompts(run)   the same prompts alone, in the same order
     hinted(run, split)   the prompts with the solution and a transition shown, for a teacher that may know it
     verify(run, split, example, answer)   1 right, 0 wrong (or between), for the tokens of an answer
+    verify_all(run, split, examples, answers)   what many answers are worth, see `rewards`
     ends(run)      the tokens that end an answer; None: those of the model
 
 An answer that does not end is wrong, whatever it says: it might have gone on. No answer makes `verify` raise.
@@ -117,6 +118,10 @@ class Tasks:
         """Between 0 (wrong) and 1 (right)."""
         text = self.coder(run).text(answer)
         return 0.0 if text is None else self.score(run.sources(self)[split].tasks[example], text)
+
+    def verify_all(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """What `verify` says of every answer, asked together."""
+        return [self.verify(run, split, i, answer) for i, answer in zip(examples, answers, strict=True)]
 
     def ends(self, run: Run) -> frozenset[int] | None:
         """The tokens that end an answer; None: the model knows."""

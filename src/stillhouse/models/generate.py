@@ -1,4 +1,8 @@
-"""Sampling from causal language models in batches, from one model or from a mixture of two."""
+"""Sampling from causal language models in batches, from one model or from a mixture of two.
+
+What makes it fast: a prompt is read once for all answers to it, prompts of one length or nearly so share a batch, rows that
+have ended leave it, and a token is drawn without sorting or summing the whole vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,12 @@ from ..data.tokens import Document, Packed, prompts_of
 from .hub import CausalLM
 from .toys import Transformer
 
+Stop = Callable[[Sequence[int]], bool]  # reads the tokens of an answer so far
+
 _CACHED = (CausalLM, Transformer)
+BLOCK = 256  # classes that are summed before one of them is drawn
+HEAD = 1024  # classes among which the share of `top_p` is looked for first
+LEAVE = 0.85  # rows that have ended leave the batch when they are more than the rest of this share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +34,24 @@ class Sampling:
     """How answers are drawn."""
 
     temperature: float = 1.0  # 0: always the most likely token
-    top_p: float = 1.0
+    top_p: float = 1.0  # draw from the fewest tokens that make up this share; the one that crosses it belongs to them
+    top_k: int = 0  # draw from the likeliest k tokens; 0: from all
     max_new: int = 128  # tokens
-    batch: int = 64  # prompts at a time
+    batch: int = 64  # answers at a time
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError("sampling wants a temperature and top_k of 0 or more, and top_p above 0 and up to 1")
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was drawn, and how likely each of its tokens was before `top_p` and `top_k` cut the tail, in nats."""
+
+    tokens: list[int]
+    logp: list[float]  # at the sampling's temperature; at temperature 0, at 1
+
+
 def generate(
     module: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -39,17 +60,39 @@ def generate(
     seed: int,
     keys: Sequence[object] | None = None,
     ends: frozenset[int] | None = None,
+    stop: Stop | None = None,
     mix: tuple[nn.Module, float] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """One answer per prompt, as tokens; the end token is kept, so a cut-off answer can be told from a finished one.
+    """The tokens of `draw`, which see."""
+    answers = draw(module, prompts, sampling, seed=seed, keys=keys, ends=ends, stop=stop, mix=mix, on_batch=on_batch)
+    return [answer.tokens for answer in answers]
 
-    Prompts of one length or nearly so share a batch. `ends` defaults to the model's own end tokens. With
-    `mix = (other, share)` every token is drawn from share * other + (1 - share) * model. `on_batch(prompts done,
+
+@torch.no_grad()
+def draw(
+    module: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    keys: Sequence[object] | None = None,
+    ends: frozenset[int] | None = None,
+    stop: Stop | None = None,
+    mix: tuple[nn.Module, float] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """One answer per prompt; the end token is kept, so a cut-off answer can be told from a finished one.
+
+    To have several answers to a prompt, give it several times. To continue an answer, give it as part of the prompt.
+    `ends` defaults to the model's own end tokens; an answer for whose tokens so far `stop` is true ends there too. With
+    `mix = (other, share)` every token is drawn from share * other + (1 - share) * model. `on_batch(answers done,
     tokens made)` reports progress. What is drawn depends on `seed`, the prompt and its key alone, not on the prompts
-    beside it; keys default to how often the same prompt came before.
+    beside it; keys default to how often the same prompt came before. ValueError for a prompt without a token.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
+    if not all(map(len, prompts)):
+        raise ValueError("a prompt needs at least one token to begin from")
+    answers = [Answer([], []) for _ in prompts]
     ends = ends_of(module) if ends is None else ends
     points = _points(prompts, _repeats(prompts) if keys is None else keys, sampling.max_new, seed)
     parts = [(module, 1.0 - (mix[1] if mix else 0.0))] + ([mix] if mix else [])
@@ -58,11 +101,11 @@ def generate(
         part.eval()
     try:
         for chosen in _batches(prompts, sampling.batch, padded=all(isinstance(part, _CACHED) for part, _ in parts)):
-            made = _answers([prompts[i] for i in chosen], parts, sampling, ends, points[chosen])
+            made = _answers([prompts[i] for i in chosen], parts, sampling, ends, stop, points[chosen])
             for i, answer in zip(chosen, made, strict=True):
                 answers[i] = answer
             if on_batch is not None:
-                on_batch(len(chosen), sum(map(len, made)))
+                on_batch(len(chosen), sum(len(answer.tokens) for answer in made))
     finally:
         for (part, _), was in zip(parts, training, strict=True):
             part.train(was)
@@ -98,9 +141,15 @@ def _points(prompts: Sequence[Sequence[int]], keys: Sequence[object], count: int
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int, *, padded: bool) -> list[list[int]]:
-    """Indices of the prompts of each batch: sorted by length, and all of one length where padding is not understood."""
+    """Indices of the prompts of each batch: sorted by length, and all of one length where padding is not understood.
+
+    Equal prompts are neighbours, so that they are read together.
+    """
     batches: list[list[int]] = []
-    for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
+    first: dict[tuple[int, ...], int] = {}
+    for i, prompt in enumerate(prompts):
+        first.setdefault(tuple(prompt), i)
+    for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), first[tuple(prompts[i])], i)):
         last = batches[-1] if batches else []
         if last and len(last) < size and (padded or len(prompts[last[0]]) == len(prompts[i])):
             last.append(i)
@@ -114,30 +163,35 @@ def _answers(
     parts: Sequence[tuple[nn.Module, float]],
     sampling: Sampling,
     ends: frozenset[int],
+    stop: Stop | None,
     points: Tensor,
-) -> list[list[int]]:
-    readers = [(_reader(module, prompts), share) for module, share in parts]
-    answers: list[list[int]] = [[] for _ in prompts]
+) -> list[Answer]:
+    different = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    readers = [(_reader(module, list(different)), share) for module, share in parts]
+    answers = [Answer([], []) for _ in prompts]
     alive = list(range(len(prompts)))
     ended: set[int] = set()
     tokens: Tensor | None = None
     for step in range(sampling.max_new):
         logits = [reader.read(tokens) for reader, _ in readers]
-        classes = min(z.shape[-1] for z in logits)  # rows beyond the common ones pad a vocabulary
-        shares = [share for _, share in readers]
-        each = [_distribution(z[:, :classes], sampling) * share for z, share in zip(logits, shares, strict=True)]
-        probs = torch.stack(each).sum(0)
-        chosen = probs.argmax(-1) if sampling.temperature == 0 else _sample(probs, points[alive, step])
-        tokens = chosen.to(probs.device)
-        for row, token in zip(alive, chosen.tolist(), strict=True):
+        if step == 0 and len(different) < len(prompts):  # from here on every answer goes its own way
+            index = torch.tensor([different[tuple(prompt)] for prompt in prompts])
+            logits = [z[index.to(z.device)] for z in logits]
+            for reader, _ in readers:
+                reader.keep(index)
+        probs = _mixture(logits, [share for _, share in readers], sampling.temperature or 1.0)
+        tokens = probs.argmax(-1) if sampling.temperature == 0 else _sample(_cut(probs, sampling), points[alive, step])
+        logp = probs.gather(-1, tokens[:, None]).log().squeeze(-1)
+        for row, token, likely in zip(alive, tokens.tolist(), logp.tolist(), strict=True):
             if row not in ended:
-                answers[row].append(token)
-                if token in ends:
+                answers[row].tokens.append(token)
+                answers[row].logp.append(likely)
+                if token in ends or (stop is not None and stop(answers[row].tokens)):
                     ended.add(row)
         going = [k for k, row in enumerate(alive) if row not in ended]
         if not going:
             break
-        if len(going) < 0.75 * len(alive):  # finished rows leave the batch, a few at a time
+        if len(going) < LEAVE * len(alive):
             index = torch.tensor(going)
             for reader, _ in readers:
                 reader.keep(index)
@@ -145,25 +199,46 @@ def _answers(
     return answers
 
 
-def _distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities `[B, V]` in float32 at the sampling's temperature, the tail beyond `top_p` cut off."""
-    logits = logits.float()
-    if sampling.temperature == 0:
-        return logits.softmax(-1)
-    probs = (logits / sampling.temperature).softmax(-1)
+def _mixture(logits: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
+    """Probabilities `[B, V]` in float32: of one model, or of several, over the classes that all of them have."""
+    classes = min(z.shape[-1] for z in logits)  # rows beyond the common ones pad a vocabulary
+    each = [(z[:, :classes].float() / temperature).softmax(-1) for z in logits]
+    return each[0] if len(each) == 1 else sum(p * share for p, share in zip(each, shares, strict=True))  # type: ignore[return-value]
+
+
+def _cut(probs: Tensor, sampling: Sampling) -> Tensor:
+    """`probs` without the tail beyond `top_p` and `top_k`, not normalised."""
+    if sampling.top_p == 1.0 and not 0 < sampling.top_k < probs.shape[-1]:
+        return probs
+    head = probs.topk(min(sampling.top_k or HEAD, probs.shape[-1]), -1)
+    if not sampling.top_k and bool((head.values.sum(-1) < sampling.top_p).any()):
+        head = probs.topk(probs.shape[-1], -1)  # rarely: nearly always the head holds the share
+    kept = head.values
     if sampling.top_p < 1.0:
-        ordered, index = probs.sort(-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
-        probs = probs.scatter(-1, index, ordered.masked_fill(beyond, 0.0))
-        probs = probs / probs.sum(-1, keepdim=True)
-    return probs
+        share = sampling.top_p * (kept.sum(-1, keepdim=True) if sampling.top_k else 1.0)
+        kept = kept.masked_fill(kept.cumsum(-1) - kept >= share, 0.0)
+    return torch.zeros_like(probs).scatter_(-1, head.indices, kept)
 
 
-def _sample(probs: Tensor, points: Tensor) -> Tensor:
-    """One class per row by the inverse of the cumulative sum, at its point in [0, 1)."""
-    total = probs.double().cumsum(-1)
-    found = torch.searchsorted(total, points[:, None].to(probs.device) * total[:, -1:], right=True).squeeze(-1)
-    return found.clamp(max=probs.shape[-1] - 1)
+def _sample(weights: Tensor, points: Tensor) -> Tensor:
+    """One class per row by the inverse of the cumulative sum of `weights` `[B, V]`, at its point in [0, 1).
+
+    First the block of classes, then the class: one sum over the vocabulary, in place of a running one.
+    """
+    padded = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    sums = padded.sum(-1).double().cumsum(-1)
+    block, rest = _invert(sums, points.to(weights.device) * sums[:, -1])
+    inside = padded[torch.arange(len(padded), device=padded.device), block].double().cumsum(-1)
+    return block * BLOCK + _invert(inside, rest)[0]
+
+
+def _invert(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first place of each row `[B, n]` that `target` `[B]` falls into, and how far; never one that weighs nothing."""
+    below = torch.nextafter(cumulative[:, -1], torch.zeros_like(target))
+    target = torch.minimum(target, below)
+    found = torch.searchsorted(cumulative, target[:, None], right=True)
+    before = torch.where(found > 0, cumulative.gather(-1, (found - 1).clamp(min=0)), 0.0)
+    return found.squeeze(-1), target - before.squeeze(-1)
 
 
 class _Reader(Protocol):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.files import file_hash
 from ..core.run import Run, RunError
 from ..core.signal import HeadLogits
+from .memory import with_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ class CausalLM(nn.Module):
 
     def cache(self) -> Any:
         """An empty memory for `read`."""
-        return transformers().DynamicCache(config=self.config)
+        return with_room(transformers().DynamicCache(config=self.config))
 
     def read(self, tokens: Tensor, position: Tensor, mask: Tensor, cache: Any) -> HeadLogits:
         """Logits `[B, V]` after the last of the new tokens `[B, n]`, whose keys and values join the cache.

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.run import Run, RunError
 from ..core.signal import HeadLogits
 from .hub import document_mask
+from .memory import KeyValues, Past
 
 WEIGHTS = "model.safetensors"
 
@@ -183,38 +184,6 @@ class Transformer(nn.Module):
     def gradient_checkpointing_enable(self) -> None:
         """Keep only the blocks' inputs and compute the rest again on the way back."""
         self.checkpointing = True
-
-
-class Past:
-    """The keys and values of one block, `[2, B, heads, T, d]` in a buffer that doubles when it is full."""
-
-    def __init__(self) -> None:
-        self.buffer: Tensor | None = None
-        self.length = 0
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values so far, with those of the new tokens, `[B, heads, n, d]`, at the end."""
-        new, begin = torch.stack([keys, values]), self.length
-        self.length += new.shape[3]
-        if self.buffer is None or self.length > self.buffer.shape[3]:
-            bigger = new.new_empty(*new.shape[:3], 2 * self.length, new.shape[4])
-            if self.buffer is not None:
-                bigger[:, :, :, :begin] = self.buffer[:, :, :, :begin]
-            self.buffer = bigger
-        self.buffer[:, :, :, begin : self.length] = new
-        return self.buffer[0, :, :, : self.length], self.buffer[1, :, :, : self.length]
-
-
-class KeyValues:
-    """What the blocks remember of a batch of texts while it is continued."""
-
-    def __init__(self, depth: int):
-        self.blocks = [Past() for _ in range(depth)]
-
-    def batch_select_indices(self, rows: Tensor) -> None:
-        """Go on with these rows only (the name that transformers' caches use)."""
-        for past in self.blocks:
-            past.buffer = None if past.buffer is None else past.buffer[:, rows]
 
 
 class Block(nn.Module):

@@ -13,10 +13,9 @@ smoothing and the other losses of TRL are not here.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +26,9 @@ from ...core.proof import Proof
 from ...core.recipe import Recipe, Scale, pick
 from ...core.run import Run
 from ...core.signal import Batch, Kind
-from ...core.teacher import freeze
 from ...data.pairs import pairs_in
-from ...models.call import cast, logits_of, weight_of
+from ...models.before import before
+from ...models.call import logits_of, weight_of
 from ...objectives.preference import along_scores, dpo, sequence_logp
 from ..pairs import NOTE, learning_from_pairs, more_text
 
@@ -60,12 +59,8 @@ class DPO:
             raise ValueError(f"beta must be above 0, not {self.beta}")
 
     def setup(self, student: nn.Module, run: Run) -> State:
-        """The student and what it was; the copy is rounded as the student's parameters are, or they would not agree."""
-        reference = freeze(copy.deepcopy(student))
-        stage: Any = run.recipe.stages.get(run.stage)
-        if getattr(stage, "precision", "float32") == "bfloat16":
-            cast(reference, torch.bfloat16)
-        return State(student=student, reference=reference)
+        """The student, and what it was."""
+        return State(student=student, reference=before(student, run))
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """One update over the pairs."""
