@@ -14,7 +14,20 @@ import torch
 from stillhouse.core.signal import HeadLogits
 from stillhouse.objectives import policy
 from stillhouse.objectives.divergences import token_logp
-from stillhouse.objectives.policy import clipped, group_advantage, k3, of_tokens, reinforce, tempered
+from stillhouse.objectives.policy import (
+    anchored,
+    clipped,
+    cross_turn_advantage,
+    dense_advantage,
+    group_advantage,
+    importance,
+    k3,
+    of_tokens,
+    reinforce,
+    tempered,
+    turn_advantage,
+    turn_returns,
+)
 
 torch.set_num_threads(1)
 
@@ -53,6 +66,67 @@ def test_a_group_needs_two() -> None:
     assert group_advantage(torch.zeros(0, 4)).shape == (0, 4)
 
 
+def test_the_dense_advantage_written_out_and_without_its_reference() -> None:
+    teacher, student, reference = (draw(3, 4, seed=i) - 3 for i in range(3))
+    for scale in (0.5, 1.25, 2.0):
+        expected = scale * (teacher - reference) - (student - reference)
+        torch.testing.assert_close(dense_advantage(teacher, student, reference, scale), expected)
+    plain = dense_advantage(teacher, student)
+    torch.testing.assert_close(plain, teacher - student)
+    for other in (reference, torch.full_like(reference, torch.nan)):
+        assert torch.equal(dense_advantage(teacher, student, other, 1.0), plain)
+    assert not torch.equal(
+        dense_advantage(teacher, student, reference, 1.25), dense_advantage(teacher, student, plain, 1.25)
+    )
+    with pytest.raises(ValueError, match="needs a reference"):
+        dense_advantage(teacher, student, scale=1.25)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.25, 2.0])
+def test_the_dense_advantage_leads_where_it_should(scale: float) -> None:
+    """A bandit with the exact policy gradient comes to teacher^scale reference^(1 - scale), normalised."""
+    teacher, reference = (0.5 * draw(6)).log_softmax(-1), (0.5 * draw(6, seed=1)).log_softmax(-1)
+    z = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    for _ in range(1000):
+        logp = z.log_softmax(-1)
+        advantage = dense_advantage(teacher, logp.detach(), reference, scale)
+        (slope,) = torch.autograd.grad((logp.exp().detach() * reinforce(logp, advantage)).sum(), z)
+        z = (z - slope).detach().requires_grad_()
+    target = (scale * teacher + (1 - scale) * reference).log_softmax(-1)
+    torch.testing.assert_close(z.detach().log_softmax(-1), target, atol=1e-4, rtol=0)
+
+
+nan = math.nan
+
+
+def test_returns_and_advantages_of_turns_written_out() -> None:
+    rewards = torch.tensor([[[0.0, 1.0], [0.0, 0.0], [1.0, nan], [0.0, 1.0]], [[1.0, nan]] * 3 + [[0.0, 1.0]]])
+    returns = turn_returns(rewards, 0.1)
+    expected = torch.tensor([[[0.1, 1.0], [0.0, 0.0], [1.0, nan], [0.1, 1.0]], [[1.0, nan]] * 3 + [[0.1, 1.0]]])
+    torch.testing.assert_close(returns, expected, equal_nan=True)
+    assert torch.equal(rewards.isnan(), returns.isnan())  # and the rewards are as they were
+    advantage = turn_advantage(returns)
+    torch.testing.assert_close(advantage[0, :, 0], torch.tensor([-0.2, -0.3, 0.7, -0.2]))
+    torch.testing.assert_close(advantage[0, :, 1], torch.tensor([1 / 3, -2 / 3, 0.0, 1 / 3]))
+    torch.testing.assert_close(advantage[1, :, 0], torch.tensor([0.225, 0.225, 0.225, -0.675]))
+    assert not advantage[1, :, 1].any()  # one second turn is its own mean
+    three = turn_returns(torch.tensor([[1.0, 2.0, 4.0], [1.0, 2.0, nan]]), 0.5)
+    torch.testing.assert_close(three, torch.tensor([[3.0, 4.0, 4.0], [2.0, 2.0, nan]]), equal_nan=True)
+
+
+def test_one_turn_is_the_plain_group() -> None:
+    rewards = draw(3, 5, 1)
+    torch.testing.assert_close(turn_advantage(turn_returns(rewards, 0.3))[..., 0], group_advantage(rewards[..., 0], "none"))
+    assert not cross_turn_advantage(rewards).any()
+
+
+def test_a_later_answer_is_measured_by_the_first_turn() -> None:
+    rewards = torch.tensor([[[0.0, 1.0], [0.0, 0.0], [1.0, nan], [0.0, 1.0]]])
+    torch.testing.assert_close(cross_turn_advantage(rewards), torch.tensor([[0.75, -0.25, 0.0, 0.75]]))
+    three = torch.tensor([[[0.0, 0.5, nan], [0.0, 0.0, 1.0]]])  # the last turn that happened
+    torch.testing.assert_close(cross_turn_advantage(three), torch.tensor([[0.5, 1.0]]))
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
@@ -70,6 +144,41 @@ def test_the_clipped_loss_case_by_case(low: float, high: float) -> None:
                 assert float(slope) == pytest.approx(0.0 if beyond else -ratio * a)
 
 
+def test_the_anchor_between_the_old_student_and_the_teacher() -> None:
+    old, teacher, logp = (draw(5, seed=i).abs().neg() for i in range(3))
+    assert torch.equal(anchored(old, teacher, 1.0), old)
+    torch.testing.assert_close(anchored(old, teacher, 0.0), teacher)
+    ratio = (logp - anchored(old, teacher, 0.3)).exp()
+    torch.testing.assert_close(ratio, (logp - old).exp() ** 0.3 * (logp - teacher).exp() ** 0.7)
+    ruled_out = torch.full((5,), -torch.inf, dtype=torch.float64)
+    assert torch.equal(anchored(old, ruled_out, 1.0), old)
+    torch.testing.assert_close(anchored(old, ruled_out, 0.5), old - 10.0)
+    assert anchored(old.bfloat16(), teacher.bfloat16(), 0.5).isfinite().all()
+
+
+def test_the_anchor_decides_what_is_learned() -> None:
+    """On fresh answers: rewarded tokens that the teacher dislikes and punished ones that it likes do not move."""
+    old = torch.full((4,), -1.0, dtype=torch.float64)
+    teacher, a = torch.tensor([-3.0, 0.0, -3.0, 0.0]).double(), torch.tensor([1.0, 1.0, -1.0, -1.0]).double()
+    logp = old.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(clipped(logp, anchored(old, teacher, 0.5), a).sum(), logp)
+    torch.testing.assert_close(slope, torch.tensor([0.0, -math.exp(-0.5), math.exp(1.0), 0.0]).double())
+
+
+def test_importance_sampling_is_the_policy_gradient_at_the_old_weights_and_unbounded_elsewhere() -> None:
+    logp, a = draw(3, 5).requires_grad_(), draw(3, 5, seed=1)
+    mine = torch.autograd.grad(importance(logp, logp, a).sum(), logp)[0]
+    torch.testing.assert_close(mine, torch.autograd.grad(reinforce(logp, a).sum(), logp)[0])
+    old = draw(3, 5, seed=2)
+    torch.testing.assert_close(importance(logp, old, a), -a * logp.exp() / old.exp())
+    # right in the mean: tokens that `old` drew give the other policy's gradient
+    q, z = draw(6).log_softmax(-1), draw(6, seed=1).requires_grad_()
+    b = draw(6, seed=2)
+    (found,) = torch.autograd.grad((q.exp() * importance(z.log_softmax(-1), q, b)).sum(), z)
+    (exact,) = torch.autograd.grad(-(z.softmax(-1) * b).sum(), z)
+    torch.testing.assert_close(found, exact)
+
+
 def test_at_the_old_weights_it_is_the_policy_gradient() -> None:
     logp, a = draw(3, 5).requires_grad_(), draw(3, 5, seed=1)
     mine = torch.autograd.grad(clipped(logp, logp, a).sum(), logp)[0]
@@ -79,7 +188,8 @@ def test_at_the_old_weights_it_is_the_policy_gradient() -> None:
 def test_nothing_flows_through_the_old_the_advantage_or_the_reference() -> None:
     logp = draw(4).requires_grad_()
     for make in (lambda x: clipped(logp, x, draw(4)), lambda x: clipped(logp, logp.detach(), x),
-                 lambda x: reinforce(logp, x), lambda x: k3(logp, x)):  # fmt: skip
+                 lambda x: reinforce(logp, x), lambda x: k3(logp, x), lambda x: importance(logp, x, draw(4)),
+                 lambda x: importance(logp, logp.detach(), x)):  # fmt: skip
         other = draw(4, seed=3).requires_grad_()
         make(other).sum().backward()
         assert other.grad is None
@@ -99,6 +209,7 @@ def test_gradients_in_double() -> None:
         lambda x: clipped(x, fixed * 0.7, fixed.sin()),
         lambda x: k3(x, fixed * 0.7),
         lambda x: reinforce(x, fixed),
+        lambda x: importance(x, fixed * 0.7, fixed.sin()),
     ):
         assert torch.autograd.gradcheck(loss, (draw(6).requires_grad_(),))
 

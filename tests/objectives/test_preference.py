@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
@@ -12,7 +13,15 @@ from torch.autograd import gradcheck
 from stillhouse.core.signal import HeadLogits
 from stillhouse.objectives import fused
 from stillhouse.objectives.divergences import cross_entropy
-from stillhouse.objectives.preference import along_scores, dpo, redi, sequence_logp, simpo
+from stillhouse.objectives.preference import (
+    along_scores,
+    dpo,
+    listwise,
+    plackett_luce,
+    redi,
+    sequence_logp,
+    simpo,
+)
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -108,6 +117,112 @@ def test_gradients_in_double(loss):
     w, lo = -torch.rand(2, 5, dtype=torch.float64) * 3
     assert gradcheck(loss, (w.requires_grad_(), lo.requires_grad_()))
     assert loss(w, lo).shape == (5,)
+
+
+# -- sets of answers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 4.0])
+def test_listwise_of_two_with_a_sure_target_is_dpo(beta: float):
+    w, lo, rw, rl = (5 * torch.randn(4, 200, dtype=torch.float64)).unbind()
+    w, lo = w.requires_grad_(), lo.requires_grad_()
+    expected = dpo(w, lo, rw, rl, beta=beta)
+    sure = numbers(1.0, 0.0).expand(200, 2)
+    found = listwise(torch.stack([w, lo], -1), sure, torch.stack([rw, rl], -1), tau=1 / beta)
+    assert (found - expected).abs().max() < 1e-6
+    for a, b in zip(*(torch.autograd.grad(x.sum(), (w, lo)) for x in (found, expected)), strict=True):
+        assert (a - b).abs().max() < 1e-6 and b.abs().max() > 0.01
+
+
+def test_listwise_with_a_doubtful_target_is_smoothed_dpo():
+    """-(1 - e) log sigmoid(m) - e log sigmoid(-m), less the target's entropy; its minimum is at log((1 - e) / e)."""
+    e, margin = 0.3, numbers(-2.0, 0.0, 1.7)
+    found = listwise(torch.stack([margin, torch.zeros(3)], -1), numbers(1 - e, e).expand(3, 2))
+    smoothed = (1 - e) * dpo(margin, margin * 0, margin * 0, margin * 0, beta=1.0)
+    smoothed = smoothed + e * dpo(-margin, margin * 0, margin * 0, margin * 0, beta=1.0)
+    entropy = -(1 - e) * math.log(1 - e) - e * math.log(e)
+    assert torch.allclose(found, smoothed - entropy)
+    least = torch.tensor([[math.log((1 - e) / e), 0.0]], dtype=torch.float64, requires_grad=True)
+    loss = listwise(least, numbers(1 - e, e)[None])
+    assert loss.item() == pytest.approx(0.0, abs=1e-12)
+    assert torch.autograd.grad(loss.sum(), least)[0].abs().max() < 1e-12
+
+
+def test_listwise_agrees_with_loops_and_with_torch():
+    s, r, a = (3 * torch.randn(3, 6, 5, dtype=torch.float64)).unbind()
+    q, tau = a.softmax(-1), torch.rand(6, dtype=torch.float64) + 0.2
+    found = listwise(s, q, r, tau=tau)
+    for row in range(6):
+        z = [math.exp((s[row, i] - r[row, i]) / tau[row]) for i in range(5)]
+        assert found[row].item() == pytest.approx(sum(q[row, i] * math.log(q[row, i] / (z[i] / sum(z))) for i in range(5)))
+    plain = torch.nn.functional.kl_div(((s - r) / 2.0).log_softmax(-1), q, reduction="none").sum(-1)
+    assert torch.allclose(listwise(s, q, r, tau=2.0), plain)
+
+
+def test_listwise_curves_as_one_over_tau_squared_at_the_anchor():
+    """The trust region that tau sets: Hessian (diag(1/n) - 1/n^2) / tau^2."""
+    r, q, n = torch.randn(4, dtype=torch.float64), numbers(0.7, 0.1, 0.1, 0.1), 4
+    for tau in (0.5, 2.0):
+        found = torch.autograd.functional.hessian(
+            lambda s, tau=tau: listwise(s[None], q[None], r[None], tau=tau).sum(), r.clone()
+        )
+        expected = (torch.eye(n, dtype=torch.float64) / n - 1 / n**2) / tau**2
+        assert torch.allclose(found, expected)
+
+
+def test_listwise_leaves_out_what_is_not_there():
+    s, r, a = torch.randn(3, 2, 4, dtype=torch.float64).unbind()
+    present = torch.tensor([[True, True, True, False], [False] * 4])
+    q = a.masked_fill(~present, -torch.inf).softmax(-1).nan_to_num(0.0)
+    s = torch.where(present, s, torch.nan).requires_grad_()
+    found = listwise(s, q, r, tau=0.8, present=present)
+    alone = listwise(s[:1, :3], q[:1, :3], r[:1, :3], tau=0.8)
+    assert found.tolist() == [pytest.approx(alone.item()), 0.0]
+    (slope,) = torch.autograd.grad(found.sum(), s)
+    assert bool((slope[~present] == 0).all()) and bool((slope[present] != 0).all())
+
+
+def test_listwise_in_bfloat16_without_sets_and_with_hostile_scores():
+    s = torch.tensor([[0.0, -1e5], [-1e5, 0.0]], dtype=torch.float64)
+    sure = numbers(1.0, 0.0).expand(2, 2)
+    assert listwise(s, sure, tau=0.1).tolist() == [0.0, pytest.approx(1e6)]
+    low = torch.randn(3, 4, dtype=torch.bfloat16)
+    assert bool(torch.isfinite(listwise(low, torch.full((3, 4), 0.25), tau=0.5)).all())
+    assert listwise(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+    assert gradcheck(
+        lambda x: listwise(x, numbers(0.5, 0.5, 0.0)[None], tau=0.7), torch.randn(1, 3, dtype=torch.float64).requires_grad_()
+    )
+
+
+def test_plackett_luce_is_the_probability_of_drawing_in_that_order():
+    """Over all orders of four the probabilities, by drawing one after another, sum to one and are these."""
+    s = torch.randn(4, dtype=torch.float64) * 2
+    total = 0.0
+    for order in itertools.permutations(range(4)):
+        left, probability = list(order), 1.0
+        while left:
+            probability *= math.exp(s[left[0]]) / sum(math.exp(s[i]) for i in left)
+            left.pop(0)
+        assert plackett_luce(s[list(order)]).item() == pytest.approx(-math.log(probability))
+        total += probability
+    assert total == pytest.approx(1.0)
+
+
+def test_plackett_luce_is_least_for_the_agreeing_order_and_sees_differences_only():
+    s = torch.randn(7, 5, dtype=torch.float64)
+    best = plackett_luce(s.sort(-1, descending=True).values)
+    assert all(bool((plackett_luce(s[:, list(order)]) >= best - 1e-12).all()) for order in itertools.permutations(range(5)))
+    assert torch.allclose(plackett_luce(s), plackett_luce(s + 100.0))
+    two = plackett_luce(s[:, :2])
+    assert torch.allclose(two, dpo(s[:, 0], s[:, 1], s[:, 0] * 0, s[:, 1] * 0, beta=1.0))
+    assert plackett_luce(s[:, :1]).tolist() == [0.0] * 7 and plackett_luce(s[:, :0]).tolist() == [0.0] * 7
+
+
+def test_plackett_luce_gradients_and_hostile_scores():
+    assert gradcheck(plackett_luce, torch.randn(3, 6, dtype=torch.float64).requires_grad_())
+    hostile = torch.tensor([[1e5, 0.0, -1e5], [-1e5, 0.0, 1e5]], dtype=torch.float64)
+    assert plackett_luce(hostile).tolist() == [0.0, pytest.approx(3e5)]
+    assert plackett_luce(torch.randn(2, 8, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 # -- the scores ----------------------------------------------------------------------------------------------------

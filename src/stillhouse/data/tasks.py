@@ -351,6 +351,7 @@ class Hinted:
 
     base: Any  # tasks
     length: int = 192  # tokens of a hinted prompt with its solution, at most
+    plain: bool = True  # False: with the solution shown alone
 
     @property
     def classes(self) -> int | None:
@@ -369,13 +370,14 @@ class Hinted:
         def documents() -> Iterator[Document]:
             for (plain,), hinted in zip(source.rows, self.base.hinted(run, split), strict=True):
                 answer = plain.tokens[plain.counts.index(True) :]
-                yield plain
+                if self.plain:
+                    yield plain
                 if len(hinted) + len(answer) <= self.length:
                     counts = [False] * len(hinted) + [True] * len(answer)
                     yield Document([*hinted, *answer], counts, plain.example)
 
         rows = tuple((document,) for document in documents())
-        if len(rows) == len(source) > 0:
+        if len(rows) == len(source) * self.plain and len(source):
             raise RunError(f"no hinted prompt with its solution fits into {self.length} tokens; raise length")
         return Packed(rows, self.length, source.classes)
 

@@ -40,11 +40,69 @@ def group_advantage(rewards: Tensor, norm: Norm = "std") -> Tensor:
     return centred if norm == "none" else centred * (size / (size - 1))
 
 
+def dense_advantage(teacher: Tensor, student: Tensor, reference: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """scale (teacher - reference) - (student - reference), log-probabilities of drawn tokens `[*N]` all three.
+
+    On-policy distillation as a reward for every token; with `scale` beside 1 the teacher's reward, which is how it
+    differs from the reference, is drawn out or weakened (G-OPD, arXiv 2602.12125). At 1 the reference cancels and is
+    not read. Where policies move up this advantage, they come to teacher^scale reference^(1 - scale), normalised.
+    """
+    gain = teacher - student
+    if scale == 1.0:
+        return gain
+    if reference is None:
+        raise ValueError("a reward that is scaled needs a reference to be told from")
+    return gain + (scale - 1.0) * (teacher - reference)
+
+
+def turn_returns(rewards: Tensor, discount: float = 1.0) -> Tensor:
+    """R_k = r_k + discount R_(k+1) of every turn, `[*N, turns]` to the same; a turn that did not happen is nan in both."""
+    found = rewards.clone()
+    for turn in range(rewards.shape[-1] - 2, -1, -1):
+        found[..., turn] += discount * found[..., turn + 1].nan_to_num(0.0)
+    return found
+
+
+def turn_advantage(returns: Tensor) -> Tensor:
+    """Each turn's return less the mean of the same turn in the group, `[N, G, turns]` to the same.
+
+    A turn that did not happen (nan) has advantage 0 and is no part of the mean; one that happened once in its group is
+    its own mean, hence 0.
+    """
+    return (returns - returns.nanmean(1, keepdim=True)).nan_to_num(0.0)
+
+
+def cross_turn_advantage(rewards: Tensor) -> Tensor:
+    """What an answer to feedback is worth without it: r_last less the group's mean at the FIRST turn (RLTF, 2602.02482).
+
+    `[N, G, turns]` to `[N, G]`: above 0 only where the later answer beats what the model can do in one turn; 0 where
+    there was no second turn. The first turn always happens.
+    """
+    happened = ~rewards.isnan()
+    last = rewards.gather(-1, happened.sum(-1, keepdim=True) - 1)[..., 0]
+    gain = last - rewards[..., 0].mean(1, keepdim=True)
+    return gain * (happened.sum(-1) > 1)
+
+
 def clipped(logp: Tensor, old: Tensor, advantage: Tensor, low: float = 0.2, high: float = 0.2) -> Tensor:
     """- min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logp - old) (PPO, Schulman et al. 2017, Eq. 7)."""
     ratio = (logp - old.detach()).exp()
     advantage = advantage.detach()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def anchored(old: Tensor, teacher: Tensor, alpha: float) -> Tensor:
+    """alpha old + (1 - alpha) teacher: what RLAD's clipped ratio is taken to (arXiv 2602.22495), log-probabilities both.
+
+    A geometric mixture that is not renormalised; alpha = 1 gives `old` itself, to the bit. The two are never taken to be
+    further apart than 20 nats, so that a token that the teacher rules out gives no infinite ratio (ours).
+    """
+    return old + (1 - alpha) * (teacher - old).clamp(-20.0, 20.0)
+
+
+def importance(logp: Tensor, old: Tensor, advantage: Tensor) -> Tensor:
+    """- exp(logp - old) A: the policy gradient on tokens that other weights drew, unbounded; there `reinforce`'s."""
+    return -(logp - old.detach()).exp() * advantage.detach()
 
 
 def reinforce(logp: Tensor, advantage: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Losses on pairs of answers, one better than the other: functions of one score for each sequence, one value a pair.
+"""Losses on answers of which some are better: functions of one score for each sequence, one value a pair or a set.
 
-A score is the log-probability of a whole answer: the sum over its tokens (DPO) or their mean (SimPO, REDI). All of them
-are `[N]`, chosen first, rejected second; nothing is reduced.
+A score is the log-probability of a whole answer: the sum over its tokens (DPO) or their mean (SimPO, REDI). For pairs they
+are `[N]`, chosen first, rejected second; for sets of n answers to one prompt `[N, n]`. Nothing is reduced.
 
 How much a token weighs depends here on the score of its whole sequence, which is known only after all of its tokens
 have been read. `along_scores` therefore reads the logits twice, the backbone once: without gradient for the scores, then
@@ -75,6 +75,47 @@ def redi(chosen: Tensor, rejected: Tensor, *, alpha: float = 0.8, gamma: float =
     """
     factor = (gamma * (rejected.detach() if detached else rejected)).exp() if gamma else 1.0
     return -chosen + alpha * factor * rejected
+
+
+def listwise(
+    scores: Tensor,
+    target: Tensor,
+    reference: Tensor | None = None,
+    *,
+    tau: float | Tensor = 1.0,
+    present: Tensor | None = None,
+) -> Tensor:
+    """KL(target || softmax((scores - reference) / tau)) over n answers to each prompt, `[N, n]` to `[N]` (ADPO).
+
+    `target` is a distribution over the answers, to which nothing flows back; `reference` their anchored scores (None: 0),
+    `tau` a number or one for each set `[N]`. Of sets of unequal size `present` [N, n] says what is there. n = 2 with the
+    target (1, 0) is `dpo` with beta = 1 / tau. 0 for an empty set.
+    """
+    scores = _float(scores)
+    target = target.detach().to(scores.dtype)
+    anchored = scores if reference is None else scores - reference.detach()
+    anchored = anchored / (tau.detach().unsqueeze(-1) if isinstance(tau, Tensor) else tau)
+    if present is not None:
+        anchored, target = anchored.masked_fill(~present, -torch.inf), target.where(present, 0.0)
+        anchored = anchored.masked_fill(~present.any(-1, keepdim=True), 0.0)
+    logp = anchored.log_softmax(-1).masked_fill(target == 0, 0.0)  # 0 log 0 = 0, also where p is 0
+    return (torch.xlogy(target, target) - target * logp).sum(-1)
+
+
+def plackett_luce(scores: Tensor) -> Tensor:
+    """-log of the probability of a ranking, `[*N, K]` scores in rank order (the best first) to `[*N]` (Plackett 1975).
+
+    sum_i [ log sum_{j >= i} exp(s_j) - s_i ]: of what is left, the next one is drawn by softmax. A constant added to all
+    scores changes nothing; K = 2 is `-log sigmoid(s_1 - s_2)`; no item and a single one give 0.
+    """
+    scores = _float(scores)
+    left = scores.flip(-1).logcumsumexp(-1).flip(-1)
+    return (left - scores).sum(-1)
+
+
+def _float(scores: Tensor) -> Tensor:
+    """At least float32."""
+    return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
 
 
 def _lengths(labels: Tensor, weight: Tensor) -> Tensor:

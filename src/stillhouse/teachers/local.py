@@ -34,7 +34,8 @@ class LocalTeacher:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalLM:
-    """A teacher from a model spec. It must share the student's tokenizer, which is checked when it is built.
+    """A teacher from a model spec. It must share the student's tokenizer, which is checked when it is built, unless its
+    method compares texts and not tokens (`same_tokenizer=False`: alm).
 
     `temperature` divides its logits for good: at 0.7 the teacher is the model as people sample it, and what it writes,
     what it is asked for and what the student is compared with are all that distribution.
@@ -42,10 +43,12 @@ class LocalLM:
 
     model: HubLM | StageLM
     temperature: float = 1.0
+    same_tokenizer: bool = True
 
     def build(self, run: Run) -> LocalTeacher:
         """The frozen teacher on the run's device."""
-        check_tokenizers(run.recipe.student.tokenizer(run), self.model.tokenizer(run))
+        if self.same_tokenizer:
+            check_tokenizers(run.recipe.student.tokenizer(run), self.model.tokenizer(run))
         module: Any = self.model.build(run)
         module.temperature = self.temperature
         return LocalTeacher(module.to(run.device), getattr(self.model, "path", ""))

@@ -16,6 +16,7 @@ from stillhouse.core.run import RunError, seed_of
 from stillhouse.data.tasks import Chain
 from stillhouse.data.toys import Sentences
 from stillhouse.methods.classics.grpo import GRPO
+from stillhouse.methods.groups import drawn
 from stillhouse.models.generate import Sampling, generate
 from stillhouse.models.toys import TinyLM
 from toylanguage import gradient, update
@@ -139,16 +140,15 @@ def test_groups_that_agree_teach_nothing(tmp_path: Path) -> None:
 
 def test_the_answers_of_a_group_differ_and_do_not_depend_on_the_others(tmp_path: Path) -> None:
     run, student, batch = toy(tmp_path)
-    method = GRPO(group=6, sampling=SAMPLING)
-    whole, rewards = method._draw(student, batch, run)
+    whole, rewards = drawn(student, batch, run, SAMPLING, 6)
     rows = whole["inputs"]["tokens"].tolist()
     assert len({tuple(row) for row in rows[:6]}) > 1 and rewards.shape == (4, 6)
-    part, some = method._draw(student, run.sources()["train"].batch([2], 0), run)
+    part, some = drawn(student, run.sources()["train"].batch([2], 0), run, SAMPLING, 6)
     width = part["labels"].shape[1]
     assert torch.equal(whole["labels"][12:18, :width] * (part["weight"] > 0), part["labels"] * (part["weight"] > 0))
     assert torch.equal(rewards[2:3], some)
     run.step = 1
-    assert method._draw(student, batch, run)[0]["inputs"]["tokens"].tolist() != rows
+    assert drawn(student, batch, run, SAMPLING, 6)[0]["inputs"]["tokens"].tolist() != rows
 
 
 @pytest.mark.parametrize(

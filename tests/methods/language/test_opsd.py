@@ -187,7 +187,7 @@ def test_adapters_off_are_the_fixed_teacher(tmp_path: Path, folders: Folders) ->
     student, batch = spec.build(run), run.sources()["train"].batch(range(3), 0)
     method = OPSD(sampling=Sampling(max_new=6))
     lean, full = method.setup(student, run), method.setup(spec.build(run).model.get_base_model(), run)
-    assert set(dict(lean.named_children())) == {"student"} and set(dict(full.named_children())) == {"student", "teacher"}
+    assert not list(lean.teacher.parameters()) and set(dict(full.named_children())) == {"student", "teacher"}
     (made,) = method.step(lean, batch, run)
     same = made.loss.item()
     with torch.no_grad():

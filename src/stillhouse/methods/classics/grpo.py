@@ -19,34 +19,30 @@ k3 are those of the distribution at that temperature; `top_p` below 1 is ignored
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ...audits.solved import Solved
-from ...core.engine import to_device
 from ...core.method import State, Update
 from ...core.optim import Optim
 from ...core.paper import Paper
 from ...core.proof import Proof
 from ...core.recipe import Recipe, Scale, pick
-from ...core.run import Run, seed_of
+from ...core.run import Run
 from ...core.signal import Batch, Kind
 from ...core.stage import Audit, Train
-from ...core.teacher import freeze
 from ...data.tasks import Chain, Questions, tasks_of
-from ...data.tokens import prompts_of
-from ...models.call import logits_of, weight_of
+from ...models.before import before
 from ...models.earlier import Continued
-from ...models.generate import Sampling, answered, generate
+from ...models.generate import Sampling
 from ...models.hub import HubLM
 from ...models.toys import TinyLM
-from ...objectives.divergences import token_logp
-from ...objectives.policy import Norm, clipped, group_advantage, k3, of_tokens, tempered
+from ...objectives.policy import Norm, clipped, group_advantage, k3
+from ..groups import Answers, Average, drawn, told
 from .supervised import Supervised
 
 PAPER = Paper(
@@ -74,7 +70,7 @@ class GRPO:
     high: float = 0.2  # and above 1 + high
     kl: float = 0.04  # weight of k3 to the student before training (the paper's); 0 needs no reference
     norm: Norm = "std"  # of the advantages within a group
-    average: Literal["answer", "token"] = "answer"  # what counts alike
+    average: Average = "answer"  # what counts alike
     sampling: Sampling = Sampling(temperature=1.0, max_new=256)
     needs: ClassVar[frozenset[Kind]] = frozenset()
 
@@ -89,43 +85,24 @@ class GRPO:
         tasks_of(run)
         if not self.kl:
             return State(student=student)
-        return State(student=student, reference=freeze(copy.deepcopy(student)))
+        return State(student=student, reference=before(student, run))
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """`inner` updates over the answers to the batch's questions."""
-        answers, rewards = self._draw(s.student, batch, run)
-        weight, labels = weight_of(answers), answers["labels"]
-        advantage = group_advantage(rewards, self.norm).to(weight).view(-1, 1).expand_as(weight)
+        made, rewards = drawn(s.student, batch, run, self.sampling, self.group)
+        answers = Answers(made, self.sampling.temperature)
+        advantage = answers.each(group_advantage(rewards, self.norm))
         with torch.no_grad():
-            z = tempered(logits_of(s.reference, answers), self.sampling.temperature) if self.kl else None
-            reference = None if z is None else token_logp(z, labels, weight=weight)
-        tokens = weight.sum()
-        count = tokens if self.average == "token" else torch.tensor(len(weight))
-        share = weight if self.average == "token" else weight / weight.sum(-1, keepdim=True).clamp(min=1)
-        old: list[Tensor] = []
+            reference = answers.logp(answers.logits(s.reference)) if self.kl else None
+        share, count = answers.shares(self.average)
 
-        def loss(logp: Tensor) -> Tensor:
-            old.extend([] if old else [logp.detach()])
-            values = clipped(logp, old[0], advantage, self.low, self.high)
+        def loss(logp: Tensor, old: Tensor) -> Tensor:
+            values = clipped(logp, old, advantage, self.low, self.high)
             return values if reference is None else values + self.kl * k3(logp, reference)
 
-        solved, mixed = (rewards >= 1).float().mean(), (rewards.amax(-1) > rewards.amin(-1)).float().mean()
-        means = {"reward": rewards.mean(), "solved": solved, "mixed_groups": mixed, "answer_tokens": tokens / len(weight)}
         for _ in range(self.inner):
-            z = tempered(logits_of(s.student, answers), self.sampling.temperature)
-            values = of_tokens(z, labels, loss, weight=share)
-            yield Update(values.sum(), count=count, logs={name: float(m) * count for name, m in means.items()})
-
-    def _draw(self, student: nn.Module, batch: Batch, run: Run) -> tuple[Batch, Tensor]:
-        """`group` answers to every question of the batch, as a language batch, and their rewards `[questions, group]`."""
-        tasks, examples = tasks_of(run), batch["example"][:, 0].tolist()
-        prompts = [prompt for prompt in prompts_of(batch) for _ in range(self.group)]
-        keys = [(example, number) for example in examples for number in range(self.group)]
-        seed = seed_of(run.seed, "rollout", run.step)
-        answers = generate(student, prompts, self.sampling, seed=seed, keys=keys, ends=tasks.ends(run))
-        judged = [tasks.verify(run, "train", i, answer) for (i, _), answer in zip(keys, answers, strict=True)]
-        rewards = torch.tensor(judged, dtype=torch.float32).view(-1, self.group)
-        return to_device(answered(prompts, answers), batch["labels"].device), rewards
+            values = answers.values(answers.logits(s.student), loss, weight=share)
+            yield Update(values.sum(), count=count, logs=told(rewards, answers, count))
 
 
 def recipe(scale: Scale = "small") -> Recipe:

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -48,6 +47,7 @@ from ...core.stage import Audit, Train
 from ...core.teacher import freeze
 from ...data.tasks import Chain, Gym, Hinted, tasks_of
 from ...data.tokens import prompts_of
+from ...models.before import before
 from ...models.call import logits_of
 from ...models.earlier import Continued
 from ...models.generate import Sampling, answered, generate
@@ -125,9 +125,10 @@ class OPSD:
     def setup(self, student: nn.Module, run: Run) -> State:
         """The student, and the teacher unless it is the student itself."""
         tasks_of(run)
-        if self.teacher == "current" or (self.teacher == "fixed" and _adapters(student)):
+        if self.teacher == "current":
             return State(student=student)
-        return State(student=student, teacher=freeze(copy.deepcopy(student)))
+        fixed = self.teacher == "fixed"
+        return State(student=student, teacher=before(student, run) if fixed else freeze(copy.deepcopy(student)))
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """One update over the tokens of the student's answers."""
@@ -138,8 +139,7 @@ class OPSD:
         told = [tasks.hinted(run, "train")[i] for i in examples] if self.hinted else prompts
         own, seen = (to_device(answered(p, answers), batch["labels"].device) for p in (prompts, told))
         z, labels = logits_of(s.student, own)[own["weight"] > 0], own["labels"][own["weight"] > 0]
-        with torch.no_grad(), self._teaching(s) as teacher:
-            z_teacher = logits_of(teacher, seen)[seen["weight"] > 0].detach()
+        z_teacher = self._told(s, seen)[seen["weight"] > 0].detach()
         temperature = self.sampling.temperature or 1.0
         if self.sampled:
             z, z_teacher = tempered(z, temperature), tempered(z_teacher, temperature)
@@ -149,27 +149,21 @@ class OPSD:
             values = self.divergence(z, z_teacher, temperature=temperature)
         yield Update(values.sum(), count=len(labels))
 
-    @contextmanager
-    def _teaching(self, s: State) -> Iterator[nn.Module]:
-        """The module that reads the solution: a copy, or the student itself with its adapters off or on."""
-        if "teacher" in dict(s.named_children()):
-            yield s.teacher
-            return
+    @torch.no_grad()
+    def _told(self, s: State, seen: Batch) -> Logits:
+        """What the model says that reads the solution: what it was, its average, or the student as it is."""
+        if self.teacher != "current":
+            return logits_of(s.teacher, seen)
         training = s.student.training
-        with s.student.model.disable_adapter() if self.teacher == "fixed" else nullcontext():
-            yield s.student.eval()
+        told = logits_of(s.student.eval(), seen)
         s.student.train(training)
+        return told
 
     def advance(self, s: State, logs: Mapping[str, float], run: Run) -> None:
         """The averaged teacher follows the student."""
         if self.teacher == "ema":
             for mine, theirs in zip(s.teacher.parameters(), s.student.parameters(), strict=True):
                 mine.lerp_(theirs.to(mine.dtype), 1 - self.decay)
-
-
-def _adapters(student: nn.Module) -> bool:
-    """Whether the student has (fresh) adapters, without which it is what it was."""
-    return hasattr(getattr(student, "model", None), "disable_adapter")
 
 
 def recipe(scale: Scale = "small") -> Recipe:
