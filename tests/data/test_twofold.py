@@ -88,7 +88,11 @@ def test_batches_hold_both_sides(tmp_path: Path) -> None:
     data = Twofold(base=Rows(), teacher=PairSpelling(base=Rows(), pairs=30), length=64)
     run = run_of(tmp_path, TinyLM(), data=data)
     train = run.sources()["train"]
-    assert train.classes == 256 and len(train) == 4
+    assert (
+        train.classes == 256
+        and len(train) == 4
+        and train.targets == sum(train.batch(range(4), 0)["weight"].flatten().tolist())
+    )
     batch = train.batch([1, 0, 3], 0)
     theirs = batch["teacher"]
     assert batch["chunks"] == theirs["chunks"] and theirs["labels"].max() >= 256 > batch["labels"].max()

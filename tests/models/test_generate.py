@@ -10,6 +10,7 @@ from scipy import stats
 from torch import nn
 
 from language import Folders, llama
+from stillhouse.core.run import RunError
 from stillhouse.data.tokens import prompts_of
 from stillhouse.data.toys import Sentences
 from stillhouse.data.toys import encode as encode_characters
@@ -189,6 +190,9 @@ def test_an_answer_goes_on_from_its_beginning(model: CausalLM) -> None:
 def test_what_cannot_be_drawn_is_refused(model: CausalLM) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         generate(model, [[5], []], GREEDY, seed=0)
+    short = CausalLM(llama(max_position_embeddings=8))
+    with pytest.raises(RunError, match="a prompt of 9 tokens leaves no room in the model's 8"):
+        generate(short, PROMPTS, GREEDY, seed=0)
     for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}):
         with pytest.raises(ValueError, match="sampling wants"):
             Sampling(**wrong)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | N
     from .machine import environment
 
     console.print(Text(f"{name}: {proof.claim}", "bold"))
-    runner = _Runner(proof, runs / "proofs" / name, console, device)
+    runner = Runner(proof, runs / "proofs" / name, console, device)
     try:
         chosen, trials = runner.tune()
         values = runner.values(chosen)
@@ -123,7 +123,7 @@ def check(proof: Proof) -> None:
 
 
 @dataclass
-class _Runner:
+class Runner:
     """Makes and reads the runs of one proof."""
 
     proof: Proof

@@ -112,8 +112,11 @@ class Loop:
                     param.data = param.data.to(torch.bfloat16)
             self.groups[name] = GroupOptimizer(module, self.optims.get(name, self.optim), masters)
 
-    def step(self, batches: Sequence[Batch], *, where: str = "") -> dict[str, float]:
-        """One pass over the micro-batches of one batch; returns the logged means over all items and ranks."""
+    def step(self, batches: Sequence[Batch], *, items: Sequence[int] = ()) -> dict[str, float]:
+        """One pass over the micro-batches of one batch; returns the logged means over all items and ranks.
+
+        `items` are what the batch holds, to be named if it breaks the training.
+        """
         run, self.between = self.run, True
         streams = [self.method.step(self.state, to_device(batch, run.device), run) for batch in batches]
         totals: dict[str, float] = {}
@@ -125,11 +128,11 @@ class Loop:
                 self._clear()
             else:
                 if not math.isfinite(logs["loss"]):
-                    raise self._not_finite("loss", group, where)
+                    raise self._not_finite("loss", group, items)
                 rate = self.groups[group].optim.rate(run.step, run.horizon)
                 norm = float(self.groups[group].step(count, rate))
                 if not math.isfinite(norm):
-                    raise self._not_finite("gradient", group, where)
+                    raise self._not_finite("gradient", group, items)
                 self._clear()
                 self.between = False
                 totals[f"{group}/gradient_norm"] = norm
@@ -143,11 +146,13 @@ class Loop:
         self.between = True
         return totals
 
-    def _not_finite(self, what: str, group: str, where: str) -> EngineError:
+    def _not_finite(self, what: str, group: str, items: Sequence[int]) -> EngineError:
         self._clear()
+        more = f" and {len(items) - 8} more" if len(items) > 8 else ""
+        named = f" (training items {', '.join(map(str, items[:8]))}{more})" if items else ""
         return EngineError(
-            f"the {what} of {group!r} is not finite at step {self.run.step}{where}; that update was not made. "
-            "Lower the learning rate, or look at that batch"
+            f"the {what} of {group!r} is not finite at step {self.run.step}; that update was not made. "
+            f"Lower the learning rate, or look at that batch{named}"
         )
 
     def _advance_streams(
@@ -236,6 +241,6 @@ def fit(
     for step in range(start, steps):
         loop.run.step = step
         batches = micro_batches(source, step=step, size=size, accumulate=accumulate, seed=loop.run.seed)
-        logs = loop.step(batches)
+        logs = loop.step(batches, items=[item for _, item in order(len(source), loop.run.seed, step * size, size)])
         if on_step is not None:
             on_step(step, logs)

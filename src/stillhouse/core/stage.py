@@ -251,9 +251,9 @@ class Subjects:
             module = run.recipe.student.build(run)
         else:
             stage = run.recipe.stages.get(name)
-            if not isinstance(stage, Train):
+            if not hasattr(stage, "student"):  # training stages leave a model of that spec, and so do merges
                 raise RunError(f"no training stage {name!r} to audit; there are {', '.join(run.recipe.stages)}")
-            module = (stage.student or run.recipe.student).load(run.path(name), run)
+            module = (getattr(stage, "student", None) or run.recipe.student).load(run.path(name), run)
         gc.collect()
         return module.to(run.device).eval()
 

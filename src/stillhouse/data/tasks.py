@@ -155,6 +155,12 @@ def tasks_of(run: Run) -> Any:
     return spec
 
 
+def ends_in(run: Run) -> frozenset[int] | None:
+    """The tokens that end an answer to the current stage's data, if these say so; None: the model knows."""
+    spec = getattr(run.recipe.stages.get(run.stage), "data", None) or run.recipe.data
+    return spec.ends(run) if hasattr(spec, "ends") else None
+
+
 def _prompt(document: Document) -> list[int]:
     return document.tokens[: document.counts.index(True)]
 

@@ -210,6 +210,11 @@ class TwofoldRows:
         """The student's tokens in all rows."""
         return sum(len(row[0].tokens) for row in self.rows)
 
+    @property
+    def targets(self) -> int:
+        """The student's tokens whose loss counts."""
+        return sum(chunk >= 0 for row in self.rows for chunk in row[2][1:])
+
     def batch(self, items: Sequence[int], epoch: int) -> Batch:
         """A language batch with `chunk` [B, T] (of the token that a label is; -1: of none) and `chunks`, their number.
 

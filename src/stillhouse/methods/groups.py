@@ -20,7 +20,7 @@ from ..core.recipe import Recipe, Scale, pick
 from ..core.run import Run, seed_of
 from ..core.signal import Batch, Logits
 from ..core.stage import Audit, Train
-from ..data.tasks import Chain, tasks_of
+from ..data.tasks import Chain, ends_in, tasks_of
 from ..data.tokens import prompts_of
 from ..models.call import logits_of, weight_of
 from ..models.earlier import Continued
@@ -54,13 +54,11 @@ def written(
 
     The data may be tasks or any text. Tasks say which tokens end an answer; else the model does.
     """
-    spec = getattr(run.recipe.stages.get(run.stage), "data", None) or run.recipe.data
-    ends = spec.ends(run) if hasattr(spec, "ends") else None
     here = (batch["inputs"]["position"] == 0) & (batch["inputs"]["document"] >= 0)
     keys = [(example, number) for example in batch["example"][here].tolist() for number in range(group)]
     prompts = [prompt for prompt in prompts_of(batch) for _ in range(group)]
     seed = seed_of(run.seed, "rollout", run.step)
-    return prompts, keys, generate(student, prompts, sampling, seed=seed, keys=keys, ends=ends)
+    return prompts, keys, generate(student, prompts, sampling, seed=seed, keys=keys, ends=ends_in(run))
 
 
 class Answers:

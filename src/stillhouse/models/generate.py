@@ -6,6 +6,7 @@ have ended leave it, and a token is drawn without sorting or summing the whole v
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.engine import to_device
-from ..core.run import seed_of
+from ..core.run import RunError, seed_of
 from ..core.signal import Batch, HeadLogits
 from ..data.tokens import Document, Packed, prompts_of
 from .hub import CausalLM
@@ -88,10 +89,14 @@ def draw(
     `ends` defaults to the model's own end tokens; an answer for whose tokens so far `stop` is true ends there too. With
     `mix = (other, share)` every token is drawn from share * other + (1 - share) * model. `on_batch(answers done,
     tokens made)` reports progress. What is drawn depends on `seed`, the prompt and its key alone, not on the prompts
-    beside it; keys default to how often the same prompt came before. ValueError for a prompt without a token.
+    beside it; keys default to how often the same prompt came before. ValueError for a prompt without a token, RunError for
+    one that leaves no room in the model's context.
     """
     if not all(map(len, prompts)):
         raise ValueError("a prompt needs at least one token to begin from")
+    longest, room = max(map(len, prompts), default=0), _context(module, *([mix[0]] if mix else []))
+    if longest >= room:
+        raise RunError(f"a prompt of {longest:,} tokens leaves no room in the model's {room:,}: lower data.length")
     answers = [Answer([], []) for _ in prompts]
     ends = ends_of(module) if ends is None else ends
     points = _points(prompts, _repeats(prompts) if keys is None else keys, sampling.max_new, seed)
@@ -110,6 +115,11 @@ def draw(
         for (part, _), was in zip(parts, training, strict=True):
             part.train(was)
     return answers
+
+
+def _context(*modules: nn.Module) -> float:
+    """The longest text that all of them were made for."""
+    return min((module.context for module in modules if isinstance(module, CausalLM)), default=math.inf)
 
 
 def ends_of(module: nn.Module) -> frozenset[int]:
@@ -303,14 +313,21 @@ class _Cached:
 
 
 def rollout(
-    module: nn.Module, batch: Batch, sampling: Sampling, *, seed: int, mix: tuple[nn.Module, float] | None = None
+    module: nn.Module,
+    batch: Batch,
+    sampling: Sampling,
+    *,
+    seed: int,
+    ends: frozenset[int] | None = None,
+    mix: tuple[nn.Module, float] | None = None,
 ) -> Batch:
     """The module's own answers to the prompts of a packed batch, in which only they count, on the batch's device.
 
-    A document's answer does not depend on the documents beside it, hence not on how a batch is split.
+    A document's answer does not depend on the documents beside it, hence not on how a batch is split. The rest is as in
+    `draw`.
     """
     prompts, examples = prompts_of(batch), _first_of_documents(batch["example"], batch)
-    answers = generate(module, prompts, sampling, seed=seed, keys=examples, mix=mix)
+    answers = generate(module, prompts, sampling, seed=seed, keys=examples, ends=ends, mix=mix)
     return to_device(answered(prompts, answers), batch["labels"].device)
 
 

@@ -45,6 +45,7 @@ from ...core.run import Run, RunError, seed_of
 from ...core.signal import Batch, Kind
 from ...core.stage import Audit, Train
 from ...data.oracle import OracleText
+from ...data.tasks import ends_in
 from ...data.tokens import prompts_of
 from ...models.call import logits_of, weight_of
 from ...models.generate import Sampling, answered, generate
@@ -155,7 +156,7 @@ class DistiLLM:
         for row in draw.sample(range(len(run.source)), min(self.fresh, len(run.source))):
             prompts.extend(prompts_of(run.source.batch([row], 0)))
         seed = seed_of(run.seed, "fresh answers", step)
-        answers = generate(s.student, prompts[: self.fresh], self.sampling, seed=seed)
+        answers = generate(s.student, prompts[: self.fresh], self.sampling, seed=seed, ends=ends_in(run))
         for prompt, answer in zip(prompts, answers, strict=False):
             slot, text = int(s.drawn) % self.capacity, [*prompt, *answer]
             s.tokens[slot, : len(text)] = torch.tensor(text, dtype=torch.int32)

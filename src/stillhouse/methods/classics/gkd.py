@@ -29,6 +29,7 @@ from ...core.proof import Proof
 from ...core.recipe import Recipe, Scale, pick
 from ...core.run import Run, seed_of
 from ...core.signal import Batch, Kind
+from ...data.tasks import ends_in
 from ...models.call import logits_of, weight_of
 from ...models.generate import Sampling, rollout
 from ...objectives.divergences import JSD, Divergence, ForwardKL, mixed
@@ -76,7 +77,8 @@ class GKD:
         """One update over the answer tokens."""
         own = torch.rand((), generator=run.rng("on-policy")).item() < self.on_policy
         if own:
-            batch = rollout(s.student, batch, self.sampling, seed=seed_of(run.seed, "rollout", run.step))
+            seed = seed_of(run.seed, "rollout", run.step)
+            batch = rollout(s.student, batch, self.sampling, seed=seed, ends=ends_in(run))
         weight = weight_of(batch)
         z, z_teacher = same_classes(logits_of(s.student, batch), run.teacher(batch, self.needs).distribution())
         logs: dict[str, Tensor] = {}

@@ -31,6 +31,7 @@ from ...core.proof import Proof
 from ...core.recipe import Recipe, Scale, pick
 from ...core.run import Run, seed_of
 from ...core.signal import Batch, Kind
+from ...data.tasks import ends_in
 from ...models.call import logits_of, weight_of
 from ...models.generate import Sampling, rollout
 from ...objectives.divergences import ReverseKL, cross_entropy, token_logp
@@ -71,7 +72,7 @@ class MiniLLM:
         """`inner` updates over the answer tokens of one rollout."""
         seed = seed_of(run.seed, "rollout", run.step)
         mix = (run.teacher.module, self.mix) if self.mix else None  # type: ignore[attr-defined]
-        answers = rollout(s.student, batch, self.sampling, seed=seed, mix=mix)
+        answers = rollout(s.student, batch, self.sampling, seed=seed, ends=ends_in(run), mix=mix)
         labels, weight = answers["labels"], weight_of(answers)
         with torch.no_grad():
             z_teacher = run.teacher(answers, self.needs).need("logits")
