@@ -63,3 +63,16 @@ def slopes_agree(mine: torch.Tensor, theirs: torch.Tensor, student: Any) -> list
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
         assert b.abs().max() > 0
     return found
+
+
+def splits_alike(folder: Path, method: Any) -> None:
+    """Two steps of six questions leave the same weights, taken whole or in six parts."""
+    ends: list[dict[str, torch.Tensor]] = []
+    for parts in (1, 6):
+        run, student, _ = warm(folder / str(parts))
+        run.horizon = 2
+        loop = Loop(method, method.setup(student, run), run, Optim(name="sgd", lr=0.1, momentum=0.0))
+        fit(loop, run.sources()["train"], steps=2, size=6, accumulate=parts)
+        ends.append(loop.state.state_dict())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)

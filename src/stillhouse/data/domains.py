@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -17,7 +17,7 @@ from ..core.signal import Batch
 from .stdlib import docstrings
 from .tables import Row, read_rows, split_rows
 from .tasks import chain_solution, chain_steps
-from .tokens import Document, Packed, encode, encode_prompt, example_of, pack
+from .tokens import Document, Packed, encode_prompt, example_of, pack_rows
 from .toys import ALPHABET, Sentences, decode
 
 
@@ -77,7 +77,7 @@ class Domains:
         found: dict[str, dict[str, Packed]] = {"train": {}, "valid": {}, "test": {}}
         for name, splits in self._domains(run).items():
             for split, rows in splits.items():
-                found[split][name] = self._pack(rows, tokenizer, run)
+                found[split][name] = pack_rows(rows, tokenizer, self.length, run)
                 if not len(found[split][name]) and (split == "train" or getattr(self, split)):
                     raise RunError(f"domain {name!r} has no {split} row that can be learned from; give it more rows")
         return {split: join(parts) for split, parts in found.items()}
@@ -119,16 +119,6 @@ class Domains:
             if not row.get(self.by):
                 run.reject(row, f"column {self.by!r} is empty")
         return [(str(row[self.by]), row) for row in rows if row.get(self.by)]
-
-    def _pack(self, rows: Sequence[Row], tokenizer: Any, run: Run) -> Packed:
-        documents: list[Document] = []
-        for number, row in enumerate(rows):
-            made = encode(row, tokenizer)
-            if isinstance(made, str):
-                run.reject(row, made)
-            else:
-                documents.append(Document(*made, number))
-        return pack(documents, self.length)
 
 
 # -- made up, and from Python's own library ----------------------------------------------------------------------------

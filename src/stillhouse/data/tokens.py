@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from torch import Tensor
 from ..core.run import Run, RunError
 from ..core.signal import Batch
 from .tables import Row, read_rows, split_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +135,7 @@ class Text:
         """The packed splits."""
         splits = self.rows(run)
         tokenizer = run.recipe.student.tokenizer(run)
-        packed = {name: self._pack(rows, tokenizer, run) for name, rows in splits.items()}
+        packed = {name: pack_rows(rows, tokenizer, self.length, run) for name, rows in splits.items()}
         for name, share in (("train", 1.0), ("valid", self.valid), ("test", self.test)):
             if share and not packed[name].rows:  # better now than after the training
                 raise RunError(f"no {name} row of {self.path} can be learned from: {_reasons(run)}")
@@ -171,15 +168,17 @@ class Text:
             raise RunError(f"no prompt of {self.path} can be answered: {_reasons(run)}")
         return found
 
-    def _pack(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, run: Run) -> Packed:
-        documents: list[Document] = []
-        for number, row in enumerate(rows):
-            made = encode(row, tokenizer)
-            if isinstance(made, str):
-                run.reject(row, made)
-            else:
-                documents.append(Document(*made, number))
-        return pack(documents, self.length)
+
+def pack_rows(rows: Sequence[Row], tokenizer: Any, length: int, run: Run) -> Packed:
+    """Rows of text, packed; those that cannot be learned from are rejected with the reason."""
+    documents: list[Document] = []
+    for number, row in enumerate(rows):
+        made = encode(row, tokenizer)
+        if isinstance(made, str):
+            run.reject(row, made)
+        else:
+            documents.append(Document(*made, number))
+    return pack(documents, length)
 
 
 def _reasons(run: Run) -> str:

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from chains import SAMPLING, SPEC, answers_of, logps, slopes_agree, warm
-from stillhouse.core.engine import Loop, fit
-from stillhouse.core.optim import Optim
+from chains import SAMPLING, SPEC, answers_of, logps, slopes_agree, splits_alike, warm
 from stillhouse.core.run import RunError
 from stillhouse.methods.language.gopd import GOPD
 from stillhouse.models.generate import Sampling
@@ -97,16 +95,7 @@ def test_a_student_who_is_its_teacher_has_nothing_to_learn_and_any_text_will_do(
 
 
 def test_splitting_a_batch_changes_nothing(tmp_path: Path) -> None:
-    method = GOPD(inner=2, sampling=SAMPLING)
-    ends: list[dict[str, torch.Tensor]] = []
-    for parts in (1, 6):
-        run, student, _ = warm(tmp_path / str(parts))
-        run.horizon = 2
-        loop = Loop(method, method.setup(student, run), run, Optim(name="sgd", lr=0.1, momentum=0.0))
-        fit(loop, run.sources()["train"], steps=2, size=6, accumulate=parts)
-        ends.append(loop.state.state_dict())
-    for name, value in ends[0].items():
-        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
+    splits_alike(tmp_path, GOPD(inner=2, sampling=SAMPLING))
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

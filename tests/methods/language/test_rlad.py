@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from chains import SAMPLING, SPEC, answers_of, logps, slopes_agree, warm
+from chains import SAMPLING, SPEC, answers_of, logps, slopes_agree, splits_alike, warm
 from language import run_of
-from stillhouse.core.engine import Loop, fit
-from stillhouse.core.optim import Optim
 from stillhouse.core.run import RunError
 from stillhouse.data.toys import Sentences
 from stillhouse.methods.classics.grpo import GRPO
@@ -71,16 +69,7 @@ def test_the_loss_token_by_token(tmp_path: Path, alpha: float, teacher_kl: float
 
 
 def test_splitting_a_batch_changes_nothing(tmp_path: Path) -> None:
-    method = RLAD(group=4, teacher_kl=0.1, kl=0.1, inner=2, sampling=SAMPLING)
-    ends: list[dict[str, torch.Tensor]] = []
-    for parts in (1, 6):
-        run, student, _ = warm(tmp_path / str(parts))
-        run.horizon = 2
-        loop = Loop(method, method.setup(student, run), run, Optim(name="sgd", lr=0.1, momentum=0.0))
-        fit(loop, run.sources()["train"], steps=2, size=6, accumulate=parts)
-        ends.append(loop.state.state_dict())
-    for name, value in ends[0].items():
-        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
+    splits_alike(tmp_path, RLAD(group=4, teacher_kl=0.1, kl=0.1, inner=2, sampling=SAMPLING))
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
