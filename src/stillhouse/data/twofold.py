@@ -221,7 +221,8 @@ class TwofoldRows:
         `teacher` is the same in the teacher's tokens. A chunk that a row has on one side it has on both.
         """
         rows = [self.rows[i] for i in items]
-        sides = [Packed(tuple((row[side],) for row in rows), self.length).batch(range(len(rows)), 0) for side in (0, 1)]
+        mine, theirs = tuple((row[0],) for row in rows), tuple((row[1],) for row in rows)
+        sides = [Packed(each, self.length).batch(range(len(rows)), 0) for each in (mine, theirs)]
         starts, total = [0], 0
         for row in rows:
             total += 1 + max(row[2], default=-1)
@@ -230,7 +231,7 @@ class TwofoldRows:
         for side, batch in enumerate(sides):
             chunk = torch.full_like(batch["labels"], -1)
             for r, row in enumerate(rows):
-                found = torch.tensor(row[2 + side][1:], dtype=torch.long)
+                found = torch.tensor((row[2], row[3])[side][1:], dtype=torch.long)
                 chunk[r, : len(found)] = torch.where(found >= 0, found + starts[r], -1)
             made.append({**batch, "chunk": chunk, "weight": batch["weight"] * (chunk >= 0), "chunks": total})
         return {**made[0], "teacher": made[1]}

@@ -236,6 +236,26 @@ METRICS = {
         "Solved", "", "tasks whose answer the verifier accepts / all tasks", "How often its answer is right.",
         "higher", percent, _POINTS,
     ),
+    "trust": Metric(
+        "Trust", "", "accuracy - expected calibration error of the answer's first token",
+        "How far it is right, less how far it misjudges that.", "higher",
+    ),
+    "ece_answers": Metric(
+        "Calibration error of answers", "", "mean |share right - confidence| over ten bins of confidence",
+        "How far its confidence is from how often it is right.", "lower",
+    ),
+    "gap_worst": Metric(
+        "Lag in the worst domain", "nats/token", "the largest of its loss - the teacher's over the domains",
+        "How far behind its teacher it is where it is furthest behind.", "lower",
+    ),
+    "gap_mean": Metric(
+        "Lag, mean over domains", "nats/token", "its loss - the teacher's, every domain once",
+        "How far behind its teacher it is.", "lower",
+    ),
+    "length_drop": Metric(
+        "Shortening", "", "the largest fall of the answers' mean length below where it began, as a share of it",
+        "How much shorter its answers became while it learned.", "lower", percent, _POINTS,
+    ),
     "answer_tokens": Metric("Answer length", "tokens", "tokens of an answer, on average", "How much it writes.", show=rate),
     "preferred": Metric(
         "Prefers the better answer", "", "pairs in which the better answer is likelier, token by token",
