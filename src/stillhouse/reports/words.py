@@ -252,6 +252,18 @@ METRICS = {
         "Lag, mean over domains", "nats/token", "its loss - the teacher's, every domain once",
         "How far behind its teacher it is.", "lower",
     ),
+    "adherence": Metric(
+        "Adherence", "", "answers that say what the passage says, true or false, and not its rival / such questions",
+        "How often it says what the passage says.", "higher", percent, _POINTS,
+    ),
+    "robustness": Metric(
+        "Robustness", "", "right or rightly refused answers beside passages that do not help / such questions",
+        "How often passages that do not help leave it undisturbed.", "higher", percent, _POINTS,
+    ),
+    "rightly": Metric(
+        "Rightly used", "", "(adherence + robustness) / 2", "How well it tells passages that help from others.",
+        "higher", percent, _POINTS,
+    ),
     "length_drop": Metric(
         "Shortening", "", "the largest fall of the answers' mean length below where it began, as a share of it",
         "How much shorter its answers became while it learned.", "lower", percent, _POINTS,

@@ -10,8 +10,8 @@ bytes of c behind what came before, products over the chunk's tokens. Of all tha
 Known of the paper: the binarised f-divergence on aligned chunks, that it needs no cross-entropy beside it, subword to byte
 as an example. From memory: tau = 100 and KL. Ours: the factor tau on the loss, and that the mean is over chunks.
 
-Left out: the paper's threshold on how far two tokenizations of a chunk may differ in what they give away about the next
-one, its hidden-state term, and its grouping of bytes by blanks.
+Differs from the paper: left out are its threshold on how far two tokenizations of a chunk may differ in what they give
+away about the next one, its hidden-state term, and its grouping of bytes by blanks.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ any method that asks one teacher does. The losses are sums over tokens, so a bat
 gradient is that of the rows apart.
 
 Known of the paper, from its abstract and accounts of it: teachers from reinforcement learning on one domain each, routing
-by the domain of the prompt, the student's own answers, dense feedback from the teacher's probabilities. From memory or
-ours: the divergence over the whole vocabulary (deployments take the drawn token alone: `GOPD(scale=1)` as `method`), no
-weights between domains, and all hyper-parameters.
+by the domain of the prompt, the student's own answers, dense feedback from the teacher's probabilities.
+
+Differs from the paper, as far as we know it: the divergence is over the whole vocabulary (deployments take the drawn token
+alone: `GOPD(scale=1)` as `method`), domains have no weights, and all hyper-parameters are ours.
 """
 
 from __future__ import annotations

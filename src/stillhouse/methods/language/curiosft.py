@@ -1,6 +1,7 @@
-"""CurioSFT: Learning While Staying Curious: Entropy-Preserving Supervised Fine-Tuning via Adaptive Self-Distillation.
+"""Learning While Staying Curious: Entropy-Preserving Supervised Fine-Tuning via Adaptive Self-Distillation for Large
+Reasoning Models (CurioSFT, Wang et al. 2026, arXiv 2602.02244).
 
-    L = mean_t [ -log q(y_t) + a/2 (log q(y_t) - log r(y_t))² ],      r = softmax(z_ref / tau_t)     (Wang et al. 2026)
+    L = mean_t [ -log q(y_t) + a/2 (log q(y_t) - log r(y_t))² ],      r = softmax(z_ref / tau_t)
     tau_t solves H(softmax(z_ref / tau)) = H_1 + lift sigmoid(2 (H_1 - 1.2)) within [1.1, 1.5],    H_1 = H(softmax(z_ref))
 
 q is the student and y a given answer. ref is the student itself a few steps ago: after every `every` optimizer steps its
