@@ -113,9 +113,9 @@ def recipe(scale: Scale = "small") -> Recipe:
     base = pick(scale, smoke=StandardLibrary(train=60, valid=8, test=12), small=StandardLibrary(), paper=StandardLibrary())
     pairs = PairSpelling(base=base, pairs=pick(scale, smoke=40, small=200, paper=0))
     length = pick(scale, smoke=32, small=128, paper=0)
-    big = TinyLM(vocabulary=256 + pairs.pairs, width=pick(scale, smoke=32, small=128, paper=0))
+    big = TinyLM(vocabulary=256 + pairs.pairs, width=pick(scale, smoke=32, small=96, paper=0))
     if scale == "small":
-        big = replace(big, depth=4, heads=4)
+        big = replace(big, heads=4)
     batch, optim = pick(scale, smoke=8, small=16, paper=0), Optim(lr=pick(scale, smoke=1e-2, small=2e-3, paper=0.0))
     return Recipe(
         id="alm",
@@ -125,9 +125,9 @@ def recipe(scale: Scale = "small") -> Recipe:
         stages={
             "teacher": Train(
                 method=Supervised(), student=big, data=Spelled(base=base, spelling=pairs, length=length), batch=batch,
-                steps=pick(scale, smoke=40, small=800, paper=0), optim=replace(optim, lr=1.5e-3),
+                steps=pick(scale, smoke=40, small=500, paper=0), optim=replace(optim, lr=1.5e-3),
             ),
-            "train": Train(method=ALM(), steps=pick(scale, smoke=40, small=400, paper=0), batch=batch, optim=optim),
+            "train": Train(method=ALM(), steps=pick(scale, smoke=40, small=300, paper=0), batch=batch, optim=optim),
             "audit": Audit(
                 subjects=("start", "train"),
                 checks=(HeldOutText(teacher=None, versus=("start",), batch=16),),
