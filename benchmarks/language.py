@@ -61,7 +61,7 @@ FEW = replace(TASKS, train=400, skip=1500)
 STUDENT = TinyLM(width=64, heads=4)
 DRAWN = Sampling(max_new=8, batch=512)
 ANSWERS, GROUP = 64, 8
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3)
 
 
 def stages(steps: int) -> dict[str, dict[str, Any]]:
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--methods", nargs="+", choices=list(stages(1)), default=list(stages(1)), metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--runs", type=Path, default=Path("runs/language"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "language.html")
     args = parser.parse_args()

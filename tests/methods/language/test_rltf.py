@@ -211,6 +211,7 @@ def test_a_teacher_is_asked_about_tasks_in_words(tmp_path: Path, folders: Folder
     (said,) = judge(run, "train", [(0, [5, 6])])
     assert said.startswith("heard 1") and asked in said and "(it did not end)" in said
     student = spec.build(run)
+    student.config.max_position_embeddings = 1024  # two answers and a critique are longer than the 256 it was made for
     batch = run.sources()["train"].batch([0, 1], 0)
     method = RLTF(judge=judge, group=2, foresee=0.1, sampling=Sampling(max_new=6))
     run.step = 0

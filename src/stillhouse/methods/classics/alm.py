@@ -64,6 +64,7 @@ class ALM:
     tau: float = 100.0
     labels: float = 0.0  # weight of cross-entropy beside it, a mean over the student's tokens
     needs: ClassVar[frozenset[Kind]] = frozenset({"logits"})
+    asks_about_own: ClassVar[bool] = True  # it reads its own tokens of a text, about which nothing is stored
 
     def __post_init__(self) -> None:
         if self.tau <= 0 or self.labels < 0:

@@ -153,13 +153,13 @@ def recipe(scale: Scale = "small") -> Recipe:
             },
         )  # fmt: skip
     easy = Chain(ops=(1,), base=5, style="answer", train=36, valid=6, test=20)
-    hard = Chain(base=5, signs="+-", style="values", train=2000, valid=200, test=400)
+    hard = Chain(ops=(2,), signs="+-", style="values", train=1500, valid=300, test=800)
     tasks = pick(scale, smoke=easy, small=hard, paper=hard)
-    few = replace(tasks, train=pick(scale, smoke=24, small=150, paper=0), skip=pick(scale, smoke=0, small=2000, paper=0))
+    few = replace(tasks, train=pick(scale, smoke=24, small=400, paper=0), skip=pick(scale, smoke=0, small=1500, paper=0))
     styles: Any = Mixed(parts={"steps": replace(few, style="steps"), "values": few})
-    longest = pick(scale, smoke=10, small=24, paper=0)
+    longest = pick(scale, smoke=10, small=16, paper=0)
     curious = Train(
-        method=CurioSFT(), data=styles, steps=pick(scale, smoke=60, small=200, paper=0), label="Student after CurioSFT",
+        method=CurioSFT(), data=styles, steps=pick(scale, smoke=60, small=300, paper=0), label="Student after CurioSFT",
         batch=pick(scale, smoke=16, small=64, paper=0), optim=Optim(lr=3e-3),
     )  # fmt: skip
     rl = GRPO(group=pick(scale, smoke=4, small=8, paper=0), kl=0.0, sampling=Sampling(max_new=longest, batch=512))

@@ -160,14 +160,15 @@ def recipe(scale: Scale = "small") -> Recipe:
                     Solved(versus=("start",), hinted=("start",), sampling=replace(sampling, temperature=0.0)),)),
             },
         )  # fmt: skip
-    easy = Calls(calls=1, letters=24, train=6, valid=2, test=4)
+    easy = Calls(calls=2, letters=6, train=10, valid=3, test=5)
     tasks = pick(scale, smoke=easy, small=Calls(letters=12, train=400, valid=60, test=200), paper=easy)
-    few = replace(tasks, train=pick(scale, smoke=6, small=200, paper=0), skip=pick(scale, smoke=0, small=400, paper=0))
+    few = replace(tasks, train=pick(scale, smoke=10, small=200, paper=0), skip=pick(scale, smoke=0, small=400, paper=0))
     warm = Train(
-        method=Supervised(), data=Hinted(base=few, plain=False), steps=pick(scale, smoke=60, small=300, paper=0),
-        batch=pick(scale, smoke=8, small=64, paper=0), optim=Optim(lr=3e-3), label="Student before",
+        method=Supervised(), data=Hinted(base=few, plain=scale == "smoke"), steps=pick(scale, smoke=120, small=300, paper=0),
+        batch=pick(scale, smoke=8, small=64, paper=0), optim=Optim(lr=pick(scale, smoke=1e-2, small=3e-3, paper=0.0)),
+        label="Student before",
     )  # fmt: skip
-    sampling = Sampling(max_new=pick(scale, smoke=3, small=7, paper=0), batch=512)
+    sampling = Sampling(max_new=pick(scale, smoke=5, small=7, paper=0), batch=512)
     train = Train(
         method=PiDistill(group=pick(scale, smoke=4, small=8, paper=0), sampling=sampling), label="Pi-Distill",
         student=Continued(stage="warm"), steps=pick(scale, smoke=8, small=150, paper=0),
