@@ -61,7 +61,7 @@ FEW = replace(TASKS, train=400, skip=1500)
 STUDENT = TinyLM(width=64, heads=4)
 DRAWN = Sampling(max_new=8, batch=512)
 ANSWERS, GROUP = 64, 8
-RATES = (1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 
 
 def stages(steps: int) -> dict[str, dict[str, Any]]:
@@ -147,6 +147,8 @@ def main() -> None:
     tuning = {"rates": RATES, "trials": trials, "chosen": {arm: dict(settings) for arm, settings in chosen.items()}}
     path = args.out.with_suffix(".json")
     plain = json.loads(path.read_text(encoding="utf-8"))
+    for row in plain["rows"]:
+        row["folders"] = [Path(folder).name for folder in row["folders"]]
     plain |= {"what": " ".join((__doc__ or "").split("\n\n")[0].split()), "tuning": tuning, "steps": args.steps}
     path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     for row in found.rows:
