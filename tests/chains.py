@@ -65,11 +65,11 @@ def slopes_agree(mine: torch.Tensor, theirs: torch.Tensor, student: Any) -> list
     return found
 
 
-def splits_alike(folder: Path, method: Any) -> None:
+def splits_alike(folder: Path, method: Any, start: Any = warm) -> None:
     """Two steps of six questions leave the same weights, taken whole or in six parts."""
     ends: list[dict[str, torch.Tensor]] = []
     for parts in (1, 6):
-        run, student, _ = warm(folder / str(parts))
+        run, student, _ = start(folder / str(parts))
         run.horizon = 2
         loop = Loop(method, method.setup(student, run), run, Optim(name="sgd", lr=0.1, momentum=0.0))
         fit(loop, run.sources()["train"], steps=2, size=6, accumulate=parts)

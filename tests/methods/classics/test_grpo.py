@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from chains import splits_alike
 from language import run_of
 from stillhouse.core.engine import Loop, fit
 from stillhouse.core.optim import Optim
@@ -155,15 +156,7 @@ def test_the_answers_of_a_group_differ_and_do_not_depend_on_the_others(tmp_path:
     "method", [GRPO(group=4, sampling=SAMPLING), GRPO(group=4, inner=2, kl=0.1, average="token", sampling=SAMPLING)]
 )
 def test_splitting_a_batch_changes_nothing(tmp_path: Path, method: GRPO) -> None:
-    ends: list[dict[str, torch.Tensor]] = []
-    for parts in (1, 6):
-        run, student, _ = toy(tmp_path / str(parts))
-        run.horizon = 3
-        loop = Loop(method, method.setup(student, run), run, Optim(name="sgd", lr=0.1, momentum=0.0))
-        fit(loop, run.sources()["train"], steps=3, size=6, accumulate=parts)
-        ends.append(loop.state.state_dict())
-    for name, value in ends[0].items():
-        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
+    splits_alike(tmp_path, method, toy)
 
 
 def test_rewards_alone_teach(tmp_path: Path) -> None:

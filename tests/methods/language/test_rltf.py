@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from chains import SPEC, logps, slopes_agree, warm
+from chains import SPEC, logps, slopes_agree, splits_alike, warm
 from language import Folders, folders, run_of, tokenizer_of, write_jsonl  # noqa: F401 - a fixture
-from stillhouse.core.engine import Loop, fit
-from stillhouse.core.optim import Optim
 from stillhouse.core.run import Run, RunError
 from stillhouse.data.tasks import Bytes, Chain, Questions, Task, Tokenized, chain_steps
 from stillhouse.data.toys import Sentences
@@ -125,15 +123,7 @@ def test_one_turn_hears_nothing_and_bounds_are_those_of_ppo(tmp_path: Path) -> N
     "method", [RLTF(group=4, inner=2, foresee=0.1, sampling=SAMPLING), RLTF(group=4, turns=3, sampling=SAMPLING)]
 )
 def test_splitting_a_batch_changes_nothing(tmp_path: Path, method: RLTF) -> None:
-    ends: list[dict[str, torch.Tensor]] = []
-    for parts in (1, 6):
-        run, student, _ = toy(tmp_path / str(parts))
-        run.horizon = 2
-        loop = Loop(method, method.setup(student, run), run, Optim(name="sgd", lr=0.1, momentum=0.0))
-        fit(loop, run.sources()["train"], steps=2, size=6, accumulate=parts)
-        ends.append(loop.state.state_dict())
-    for name, value in ends[0].items():
-        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
+    splits_alike(tmp_path, method, toy)
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

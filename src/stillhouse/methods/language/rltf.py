@@ -146,9 +146,9 @@ class RLTF:
         critiques: list[Episode] = []
 
         def judged(number: int, episode: Episode) -> float:
-            turn = len(episode.own) - 1
-            rewards[number, turn] = tasks.verify(run, "train", keys[number][0], episode.own[-1])
-            return float(rewards[number, turn])
+            example, answer = keys[number][0], episode.own[-1]
+            (rewards[number, len(episode.own) - 1],) = tasks.verify_all(run, "train", [example], [answer])
+            return tasks.verify(run, "train", example, answer)  # whether it is right, whatever it is worth
 
         def reply(going: Sequence[tuple[int, Episode]]) -> list[list[int] | None]:
             wrong = [(i, e) for i, e in going if judged(i, e) < 1.0]
