@@ -14,6 +14,7 @@ import torch
 from chains import SPEC, logps, slopes_agree, splits_alike, warm
 from language import Folders, folders, run_of, tokenizer_of, write_jsonl  # noqa: F401 - a fixture
 from stillhouse.core.run import Run, RunError
+from stillhouse.data.rewards import Format, Rewarded
 from stillhouse.data.tasks import Bytes, Chain, Questions, Task, Tokenized, chain_steps
 from stillhouse.data.toys import Sentences
 from stillhouse.methods.feedback import Asking, Corrected, Critic, Verdict, criticised, critique, mistaken, next_turn
@@ -233,3 +234,22 @@ def test_a_verdict_says_nothing_of_use(tmp_path: Path) -> None:
     run, _, _ = toy(tmp_path)
     Verdict().check(run)
     assert Verdict()(run, "train", [(0, [1]), (1, [2])]) == ["~~", "~~"]
+
+
+def test_rewards_of_ones_own_are_what_is_learned_and_the_verifier_says_who_hears(tmp_path: Path) -> None:
+    data = Rewarded(base=TASKS, rewards={"form": Format(pattern=".*", weight=3.0)})
+    run = run_of(tmp_path, SPEC, data=data)
+    torch.manual_seed(0)
+
+    class Sign:
+        """Says no more than the chains' alphabet can."""
+
+        def __call__(self, run: Any, split: str, asked: Any) -> list[str]:
+            return ["~~" for _ in asked]
+
+    method = RLTF(judge=Sign(), group=4, sampling=SAMPLING)  # type: ignore[arg-type]
+    episodes, rewards, _ = method.play(SPEC.build(run), run.sources()["train"].batch(range(3), 0), run)
+    for episode, worth in zip(episodes, rewards.flatten(0, 1).tolist(), strict=True):
+        for answer, value in zip(episode.own, worth, strict=False):
+            assert value == 3.0 * (answer[-1] == 0)  # it ended; right or wrong
+    assert any(len(episode.own) == 2 for episode in episodes)  # a wrong answer heard so, though it earned 3
