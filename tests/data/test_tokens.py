@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,6 +224,17 @@ def test_a_file_becomes_packed_splits(folders: Folders, tmp_path: Path) -> None:
     assert [len(prompts[name]) for name in ("train", "valid", "test")] == [28, 4, 8]
     tokenizer = HubLM(path=str(folders.student)).tokenizer(run)
     assert all(tokenizer.decode(p).endswith("assistant\n") for p in prompts["train"])
+
+
+def test_prompts_count_and_documents_have_rows_of_their_own_if_asked(folders: Folders, tmp_path: Path) -> None:
+    data, run = text_run(folders, tmp_path, chats(30), length=160, valid=0.1, test=0.1)
+    plain = data.load(run)["train"]
+    every, single = (replace(data, **{k: v}).load(run)["train"] for k, v in (("prompts_count", True), ("packed", False)))
+    assert plain.targets < every.targets and every.tokens == plain.tokens
+    documents = [d for row in plain.rows for d in row]
+    assert every.targets == sum(len(d.tokens) - 1 for d in documents)  # the first token of a text has nothing before it
+    assert all(len(row) == 1 for row in single.rows) and len(single.rows) == len(documents) > len(plain.rows)
+    assert sorted(d.tokens for row in single.rows for d in row) == sorted(d.tokens for d in documents)
 
 
 def test_the_same_text_is_in_one_split_only(folders: Folders, tmp_path: Path) -> None:

@@ -92,14 +92,21 @@ def prompts_of(batch: Batch, *, opening: int = 8) -> list[list[int]]:
     return found
 
 
-def pack(documents: Iterable[Document], length: int, classes: int | None = None) -> Packed:
-    """Best-fit-decreasing packing. A document longer than `length` is cut into pieces that count as documents."""
+def pack(
+    documents: Iterable[Document], length: int, classes: int | None = None, *, together: bool = True
+) -> Packed:
+    """Best-fit-decreasing packing. A document longer than `length` is cut into pieces that count as documents.
+
+    If not `together`, every piece has a row of its own, in the order given.
+    """
     pieces: list[Document] = []
     for d in documents:
         for at in range(0, len(d.tokens), length):
             piece = Document(d.tokens[at : at + length], d.counts[at : at + length], d.example)
             if len(piece.tokens) > 1 and any(piece.counts[1:]):
                 pieces.append(piece)
+    if not together:
+        return Packed(tuple((piece,) for piece in pieces), length, classes)
     pieces.sort(key=lambda d: -len(d.tokens))
     room: dict[int, list[int]] = {}  # free tokens -> rows with that much room
     rows: list[list[Document]] = []
@@ -120,7 +127,9 @@ def pack(documents: Iterable[Document], length: int, classes: int | None = None)
 class Text:
     """A user's text file for language models: `text`, `prompt` + `completion` or `messages` columns, found or named.
 
-    With a prompt or messages only the completion's or the assistant's tokens count. Splits are by row content.
+    With a prompt or messages only the completion's or the assistant's tokens count, unless `prompts_count`. Several documents
+    share a row and do not see each other, unless `packed` is false: then a step's batch is so many documents. Splits are by
+    row content.
     """
 
     path: str
@@ -129,13 +138,18 @@ class Text:
     valid: float = 0.05  # share of the rows held out to choose
     test: float = 0.05  # share of the rows held out to judge
     limit: int | None = None  # use at most so many rows
+    prompts_count: bool = False  # learn prompts and users' turns too
+    packed: bool = True  # False: one document a row
     classes: ClassVar[int | None] = None  # the tokenizer's
 
     def load(self, run: Run) -> Mapping[str, Packed]:
         """The packed splits."""
         splits = self.rows(run)
         tokenizer = run.recipe.student.tokenizer(run)
-        packed = {name: pack_rows(rows, tokenizer, self.length, run) for name, rows in splits.items()}
+        packed = {
+            name: pack_rows(rows, tokenizer, self.length, run, everything=self.prompts_count, together=self.packed)
+            for name, rows in splits.items()
+        }
         for name, share in (("train", 1.0), ("valid", self.valid), ("test", self.test)):
             if share and not packed[name].rows:  # better now than after the training
                 raise RunError(f"no {name} row of {self.path} can be learned from: {_reasons(run)}")
@@ -169,16 +183,22 @@ class Text:
         return found
 
 
-def pack_rows(rows: Sequence[Row], tokenizer: Any, length: int, run: Run) -> Packed:
-    """Rows of text, packed; those that cannot be learned from are rejected with the reason."""
+def pack_rows(
+    rows: Sequence[Row], tokenizer: Any, length: int, run: Run, *, everything: bool = False, together: bool = True
+) -> Packed:
+    """Rows of text, packed; those that cannot be learned from are rejected with the reason.
+
+    `everything`: prompts count too; `together`: documents share rows (see `pack`).
+    """
     documents: list[Document] = []
     for number, row in enumerate(rows):
         made = encode(row, tokenizer)
         if isinstance(made, str):
             run.reject(row, made)
         else:
-            documents.append(Document(*made, number))
-    return pack(documents, length)
+            tokens, counts = made
+            documents.append(Document(tokens, [True] * len(tokens) if everything else counts, number))
+    return pack(documents, length, together=together)
 
 
 def _reasons(run: Run) -> str:
