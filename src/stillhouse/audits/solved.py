@@ -84,9 +84,7 @@ class Solved:
             module, [prompts[i] for i, _ in asked], self.sampling, seed=run.seed, keys=asked, ends=tasks.ends(run),
             on_batch=report,
         )  # fmt: skip
-        right = torch.tensor(
-            [tasks.verify(run, self.split, i, a) >= 1.0 for (i, _), a in zip(asked, answers, strict=True)]
-        ).view(-1, self.samples)
+        right = torch.tensor(tasks.right(run, self.split, [i for i, _ in asked], answers)).view(-1, self.samples) >= 1.0
         lengths = torch.tensor([len(a) for a in answers]).view(-1, self.samples)
         values = {"solved": right.double().mean(-1)}
         for k in self.k:

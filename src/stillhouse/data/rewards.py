@@ -177,12 +177,16 @@ class Rewarded(Tasks):
         """The tasks' own verifier: what `Right` gives."""
         return self.base.score(task, text)
 
+    def scores(self, tasks: Sequence[Task], texts: Sequence[str | None]) -> list[float]:
+        """The tasks' own verifier."""
+        return self.base.scores(tasks, texts)
+
     def verify_all(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         """The worth of every answer: the weighted sum of all rewards."""
         coder, tasks = self.coder(run), run.sources(self)[split].tasks
         texts = [coder.text(answer) for answer in answers]
         chosen = [tasks[i] for i in examples]
-        right = [0.0 if text is None else self.score(task, text) for task, text in zip(chosen, texts, strict=True)]
+        right = self.scores(chosen, texts)
         told = [Answered(*each) for each in zip(chosen, texts, map(len, answers), right, strict=True)]
         total = [0.0] * len(told)
         for reward in self.rewards.values():

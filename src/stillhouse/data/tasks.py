@@ -120,8 +120,17 @@ class Tasks:
         return 0.0 if text is None else self.score(run.sources(self)[split].tasks[example], text)
 
     def verify_all(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
-        """What `verify` says of every answer, asked together."""
-        return [self.verify(run, split, i, answer) for i, answer in zip(examples, answers, strict=True)]
+        """What many answers are worth, asked together: what `verify` says, or what `rewards` do."""
+        return self.right(run, split, examples, answers)
+
+    def right(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """What `verify` says of every answer, asked together; `scores` judges the texts."""
+        coder, tasks = self.coder(run), run.sources(self)[split].tasks
+        return self.scores([tasks[i] for i in examples], [coder.text(answer) for answer in answers])
+
+    def scores(self, tasks: Sequence[Task], texts: Sequence[str | None]) -> list[float]:
+        """How right finished answers are; one that did not end is wrong."""
+        return [0.0 if text is None else self.score(task, text) for task, text in zip(tasks, texts, strict=True)]
 
     def ends(self, run: Run) -> frozenset[int] | None:
         """The tokens that end an answer; None: the model knows."""

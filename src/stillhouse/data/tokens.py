@@ -92,9 +92,7 @@ def prompts_of(batch: Batch, *, opening: int = 8) -> list[list[int]]:
     return found
 
 
-def pack(
-    documents: Iterable[Document], length: int, classes: int | None = None, *, together: bool = True
-) -> Packed:
+def pack(documents: Iterable[Document], length: int, classes: int | None = None, *, together: bool = True) -> Packed:
     """Best-fit-decreasing packing. A document longer than `length` is cut into pieces that count as documents.
 
     If not `together`, every piece has a row of its own, in the order given.
@@ -127,9 +125,9 @@ def pack(
 class Text:
     """A user's text file for language models: `text`, `prompt` + `completion` or `messages` columns, found or named.
 
-    With a prompt or messages only the completion's or the assistant's tokens count, unless `prompts_count`. Several documents
-    share a row and do not see each other, unless `packed` is false: then a step's batch is so many documents. Splits are by
-    row content.
+    With a prompt or messages only the completion's or the assistant's tokens count, unless `prompts_count`. Several
+    documents share a row and do not see each other, unless `packed` is false: then a step's batch is so many documents.
+    Splits are by row content.
     """
 
     path: str
