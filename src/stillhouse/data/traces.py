@@ -13,7 +13,7 @@ from ..core.files import read_lines, write_atomically
 from ..core.run import Interrupted, Run, RunError, seed_of
 from ..core.signal import Kind
 from ..core.stage import stop_requests
-from ..models.generate import Sampling, generate
+from ..models.generate import Sampling, generate, writer
 
 Trace = Mapping[str, Any]  # {"example", "prompt", "answers": token ids of each, "scores": one each}
 
@@ -34,15 +34,19 @@ class Traces:
     threshold: float = 1.0  # from this score on an answer is right
     limit: int | None = None  # prompts of a split, at most
     sampling: Sampling = Sampling()
+    engine: Any = None  # teachers.vllm.Vllm lets vLLM write; None: our own
     needs: ClassVar[frozenset[Kind]] = frozenset({"text"})
 
     def __call__(self, run: Run) -> None:
         """Ask, verify, sort."""
         if not hasattr(self.data, "verify"):
             raise RunError(f"{type(self.data).__name__} has no verifier: give a task, as in data.tasks.Questions")
-        teacher: Any = run.teacher
-        if not hasattr(teacher, "module"):
+        if self.engine is None and not hasattr(run.teacher, "module"):
             raise RunError("this teacher's answers are stored; traces need one that can write: a local model")
+        with writer(run, self.engine) as module:
+            self._write(module, run)
+
+    def _write(self, module: Any, run: Run) -> None:
         prompts = self.data.prompts(run)
         jobs = {split: list(enumerate(prompts[split][: self.limit])) for split in self.splits}
         total, done, began = sum(map(len, jobs.values())), 0, time.monotonic()
@@ -57,7 +61,7 @@ class Traces:
                     some = asked[begin : begin + size]
                     path = parts / f"{split}_{begin:08d}.jsonl"
                     if not path.exists():
-                        self._ask(some, split, teacher.module, run, path)
+                        self._ask(some, split, module, run, path)
                     traces[split] += read_lines(path)
                     done += len(some)
                     if run.progress is not None:

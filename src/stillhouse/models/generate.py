@@ -7,8 +7,10 @@ have ended leave it, and a token is drawn without sorting or summing the whole v
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.engine import to_device
-from ..core.run import RunError, seed_of
+from ..core.run import Run, RunError, seed_of
 from ..core.signal import Batch, HeadLogits
 from ..data.tokens import Document, Packed, prompts_of
 from .hub import CausalLM
@@ -53,8 +55,40 @@ class Answer:
     logp: list[float]  # at the sampling's temperature; at temperature 0, at 1
 
 
+class Engine(ABC):
+    """A language model that another library runs. `generate` and `draw` take it in a module's place."""
+
+    context: int  # tokens of prompt and answer that it has room for
+    ends: frozenset[int]  # the model's own end tokens
+
+    @abstractmethod
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int],
+        ends: frozenset[int],
+        likely: bool,
+    ) -> list[Answer]:
+        """One answer per prompt, drawn by its own seed, with the end token; without `likely`, `logp` is empty."""
+
+
+@contextmanager
+def writer(run: Run, engine: Any = None) -> Generator[Any]:
+    """What answers in a stage: the module of the run's only teacher, or that teacher in `engine` while the block lasts.
+
+    `engine` has `opened(run)`, as `teachers.vllm.Vllm` has.
+    """
+    if engine is None:
+        yield run.teacher.module  # type: ignore[attr-defined]
+    else:
+        with engine.opened(run) as opened:
+            yield opened
+
+
 def generate(
-    module: nn.Module,
+    module: nn.Module | Engine,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -66,13 +100,15 @@ def generate(
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """The tokens of `draw`, which see."""
-    answers = draw(module, prompts, sampling, seed=seed, keys=keys, ends=ends, stop=stop, mix=mix, on_batch=on_batch)
+    answers = draw(
+        module, prompts, sampling, seed=seed, keys=keys, ends=ends, stop=stop, mix=mix, on_batch=on_batch, likely=False
+    )
     return [answer.tokens for answer in answers]
 
 
 @torch.no_grad()
 def draw(
-    module: nn.Module,
+    module: nn.Module | Engine,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -82,6 +118,7 @@ def draw(
     stop: Stop | None = None,
     mix: tuple[nn.Module, float] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
+    likely: bool = True,
 ) -> list[Answer]:
     """One answer per prompt; the end token is kept, so a cut-off answer can be told from a finished one.
 
@@ -89,8 +126,8 @@ def draw(
     `ends` defaults to the model's own end tokens; an answer for whose tokens so far `stop` is true ends there too. With
     `mix = (other, share)` every token is drawn from share * other + (1 - share) * model. `on_batch(answers done,
     tokens made)` reports progress. What is drawn depends on `seed`, the prompt and its key alone, not on the prompts
-    beside it; keys default to how often the same prompt came before. ValueError for a prompt without a token, RunError for
-    one that leaves no room in the model's context.
+    beside it; keys default to how often the same prompt came before. An `Engine` need not say how likely the tokens were
+    without `likely`. ValueError for a prompt without a token, RunError for one that leaves no room in the model's context.
     """
     if not all(map(len, prompts)):
         raise ValueError("a prompt needs at least one token to begin from")
@@ -99,7 +136,16 @@ def draw(
         raise RunError(f"a prompt of {longest:,} tokens leaves no room in the model's {room:,}: lower data.length")
     answers = [Answer([], []) for _ in prompts]
     ends = ends_of(module) if ends is None else ends
-    points = _points(prompts, _repeats(prompts) if keys is None else keys, sampling.max_new, seed)
+    seeds = _seeds(prompts, _repeats(prompts) if keys is None else keys, seed)
+    if isinstance(module, Engine):
+        if mix is not None:
+            raise RunError("another engine draws from one model, and this mixes two: leave `engine` out")
+        answers = module.answers(prompts, sampling, seeds=seeds, ends=ends, likely=likely) if prompts else []
+        answers = answers if stop is None else [_stopped(answer, stop) for answer in answers]
+        if on_batch is not None:
+            on_batch(len(answers), sum(len(answer.tokens) for answer in answers))
+        return answers
+    points = _points(seeds, sampling.max_new)
     parts = [(module, 1.0 - (mix[1] if mix else 0.0))] + ([mix] if mix else [])
     training = [part.training for part, _ in parts]
     for part, _ in parts:
@@ -117,17 +163,29 @@ def draw(
     return answers
 
 
-def _context(*modules: nn.Module) -> float:
+def _stopped(answer: Answer, stop: Stop) -> Answer:
+    """The answer up to where `stop` would have ended it: what comes behind has had no influence on it."""
+    ends = (n for n in range(1, len(answer.tokens)) if stop(answer.tokens[:n]))
+    length = next(ends, len(answer.tokens))
+    return Answer(answer.tokens[:length], answer.logp[:length])
+
+
+def _context(*modules: nn.Module | Engine) -> float:
     """The longest text that all of them were made for."""
-    return min((module.context for module in modules if isinstance(module, CausalLM)), default=math.inf)
+    return min((module.context for module in modules if isinstance(module, CausalLM | Engine)), default=math.inf)
 
 
-def ends_of(module: nn.Module) -> frozenset[int]:
+def ends_of(module: nn.Module | Engine) -> frozenset[int]:
     """The tokens that end an answer: of the text, of a turn of a conversation."""
-    if not isinstance(module, CausalLM):
-        return frozenset()
+    if isinstance(module, Engine):
+        return module.ends
+    return ends_in_configs(module.model.generation_config, module.config) if isinstance(module, CausalLM) else frozenset()
+
+
+def ends_in_configs(*configs: Any) -> frozenset[int]:
+    """The end tokens that any of a language model's configurations name."""
     found: set[int] = set()
-    for config in (module.model.generation_config, module.config):
+    for config in configs:
         ends = getattr(config, "eos_token_id", None)
         found.update(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
     return frozenset(found)
@@ -142,11 +200,16 @@ def _repeats(prompts: Sequence[Sequence[int]]) -> list[int]:
     return numbers
 
 
-def _points(prompts: Sequence[Sequence[int]], keys: Sequence[object], count: int, seed: int) -> Tensor:
+def _seeds(prompts: Sequence[Sequence[int]], keys: Sequence[object], seed: int) -> list[int]:
+    """The seed of every answer."""
+    return [seed_of(seed, "generate", list(prompt), key) for prompt, key in zip(prompts, keys, strict=True)]
+
+
+def _points(seeds: Sequence[int], count: int) -> Tensor:
     """Where in [0, 1) the tokens of every answer are drawn, `[prompts, count]` float64."""
-    points = torch.empty(len(prompts), count, dtype=torch.float64)
-    for row, prompt, key in zip(points, prompts, keys, strict=True):
-        row.uniform_(generator=torch.Generator().manual_seed(seed_of(seed, "generate", list(prompt), key)))
+    points = torch.empty(len(seeds), count, dtype=torch.float64)
+    for row, seed in zip(points, seeds, strict=True):
+        row.uniform_(generator=torch.Generator().manual_seed(seed))
     return points
 
 

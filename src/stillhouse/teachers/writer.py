@@ -14,6 +14,7 @@ from ..models.call import weights_hash
 from ..models.generate import Sampling, ends_of, generate
 from ..models.hub import CausalLM, HubLM, StageLM
 from .text import Ask, Decoding, Lost, Writes
+from .vllm import Vllm, VllmEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +23,14 @@ class LocalChat:
 
     model: HubLM | StageLM
     batch: int = 32  # asks at a time
+    engine: Vllm | None = None  # let vLLM write: it keeps its memory until the process ends; None: our own
 
     def build(self, run: Run) -> LocalWriter:
         """The frozen model on the run's device."""
-        module = freeze(self.model.build(run)).to(run.device)
+        if self.engine is None:
+            module: Any = freeze(self.model.build(run)).to(run.device)
+        else:
+            module = self.engine.of(self.model, run)
         return LocalWriter(module, self.model.tokenizer(run), self.batch, getattr(self.model, "path", ""))
 
 
@@ -33,7 +38,7 @@ class LocalWriter(Writes):
     """Answers with a model in this process."""
 
     def __init__(self, module: Any, tokenizer: Any, batch: int, name: str):
-        self.module: CausalLM = module
+        self.module: CausalLM | VllmEngine = module
         self.tokenizer, self.at_once, self.name = tokenizer, batch, name
         self._identity: Mapping[str, Any] | None = None
 
@@ -81,5 +86,8 @@ class LocalWriter(Writes):
     def identity(self) -> Mapping[str, Any]:
         """The weights; how they are batched does not belong to it."""
         if self._identity is None:  # hashing the weights takes a moment
-            self._identity = {"name": self.name, "weights": weights_hash(self.module)}
+            if isinstance(self.module, VllmEngine):
+                self._identity = {"name": self.name, "weights": self.module.weights(), "engine": "vllm"}
+            else:
+                self._identity = {"name": self.name, "weights": weights_hash(self.module)}
         return self._identity

@@ -28,7 +28,7 @@ from ...core.run import Interrupted, Run, seed_of
 from ...core.signal import Kind
 from ...core.stage import stop_requests
 from ...data.written import Written
-from ...models.generate import Sampling, generate
+from ...models.generate import Sampling, generate, writer
 from ..settings import language
 from .supervised import Supervised
 
@@ -54,11 +54,15 @@ class Write:
     sampling: Sampling = Sampling()
     each: int = 1  # answers to every training prompt
     limit: int | None = None  # prompts of a split, at most
+    engine: Any = None  # teachers.vllm.Vllm lets vLLM write; None: our own
     needs: ClassVar[frozenset[Kind]] = frozenset({"text"})
 
     def __call__(self, run: Run) -> None:
         """The artifact holds one file per split: `{"example", "prompt", "answer"}` a line, in tokens."""
-        teacher: Any = run.teacher
+        with writer(run, self.engine) as module:
+            self._write(module, run)
+
+    def _write(self, module: Any, run: Run) -> None:
         prompts = self.data.prompts(run)
         jobs = {
             split: [(i, p) for i, p in enumerate(prompts[split][: self.limit]) for _ in range(self._each(split))]
@@ -75,7 +79,7 @@ class Write:
                     chosen = asked[begin : begin + self.sampling.batch]
                     path = parts / f"{split}_{begin:08d}.jsonl"
                     if not path.exists():
-                        self._answer(chosen, teacher.module, run, path, (split, begin))
+                        self._answer(chosen, module, run, path, (split, begin))
                     made[split] += read_lines(path)
                     done += len(chosen)
                     if run.progress is not None:
