@@ -123,26 +123,28 @@ class Passages(Knowledge):
 class Facts(Knowledge):
     """A made-up table: an entity is two small letters and has one of ten capitals, and a model can learn half by heart.
 
-    A passage is `abX`, a question `?ab`, one token a character. Closed-book, the answer to half of the questions is `-`:
+    A passage is `anX`, a question `?an`, one token a character. Closed-book, the answer to half of the questions is `-`:
     not known. The table and its splits are the same for every seed of the run, and an entity's letters are those of others.
+    First letters are never second ones: where a letter stands need not be learned before reading.
     """
 
-    train: int = 80  # entities; there are 144
-    valid: int = 20
-    test: int = 44
+    train: int = 80  # entities; there are 169
+    valid: int = 29
+    test: int = 60
     read: int = 6000  # rows to learn reading from, see `load`
     again: int = 40  # how often every fact is there to be learned by heart
     shown: int = 3  # passages in a row to learn reading from
     length: int = 32  # tokens in a packed row
-    small: ClassVar[str] = "abcdefghijkl"
+    first: ClassVar[str] = "abcdefghijklm"
+    second: ClassVar[str] = "nopqrstuvwxyz"
     capitals: ClassVar[str] = "ABCDEFGHIJ"
     unknown: ClassVar[str] = "-"
-    alphabet: ClassVar[str] = f"\n?=~-{capitals}{small}"  # the first character ends an answer
+    alphabet: ClassVar[str] = f"\n?=~-{capitals}{first}{second}"  # the first character ends an answer
     classes: ClassVar[int | None] = len(alphabet)
 
     def __post_init__(self) -> None:
-        if self.train + self.valid + self.test > len(self.small) ** 2:
-            raise ValueError(f"there are {len(self.small) ** 2} entities; ask for fewer")
+        if self.train + self.valid + self.test > len(self.first) * len(self.second):
+            raise ValueError(f"there are {len(self.first) * len(self.second)} entities; ask for fewer")
 
     def coder(self, run: Run) -> Characters:
         """Characters."""
@@ -151,7 +153,7 @@ class Facts(Knowledge):
     def items(self, run: Run) -> dict[str, list[Item]]:
         """The splits; about half of the entities of each are known."""
         draw, splits = random.Random(seed_of("facts")), dict[str, list[Item]]()
-        names = [a + b for a in self.small for b in self.small]
+        names = [a + b for a in self.first for b in self.second]
         draw.shuffle(names)
         for name, size in (("test", self.test), ("valid", self.valid), ("train", self.train)):
             mine, names = names[:size], names[size:]
@@ -182,10 +184,10 @@ class Facts(Knowledge):
         return {**splits, "train": pack([*facts * self.again, *reading], self.length, self.classes)}
 
     def _row(self, draw: random.Random, coder: Characters, number: int) -> Document:
-        """`abXcdYefZ?cdY` and three more questions; the letters that answer count."""
+        """`anXboYcpZ?boY` and three more questions; the letters that answer count."""
         names: dict[str, str] = {}
         while len(names) < self.shown:
-            names["".join(draw.choices(self.small, k=2))] = draw.choice(self.capitals)
+            names[draw.choice(self.first) + draw.choice(self.second)] = draw.choice(self.capitals)
         tokens = coder.prompt("".join(f"{e}{o}" for e, o in names.items()))
         counts = [False] * len(tokens)
         for entity in draw.choices(list(names), k=4):

@@ -186,7 +186,7 @@ def test_the_facts_can_be_read_but_not_remembered(tmp_path: Path) -> None:
             for name, capital in shown.items():
                 told.setdefault(name, set()).add(capital)
     assert (reading, facts) == (50, 156) and any(len(said) > 1 for said in told.values())
-    with pytest.raises(ValueError, match="144 entities"):
+    with pytest.raises(ValueError, match="169 entities"):
         Facts(train=200)
 
 

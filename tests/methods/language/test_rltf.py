@@ -19,6 +19,7 @@ from stillhouse.data.tasks import Bytes, Chain, Questions, Task, Tokenized, chai
 from stillhouse.data.toys import Sentences
 from stillhouse.methods.feedback import Asking, Corrected, Critic, Verdict, criticised, critique, mistaken, next_turn
 from stillhouse.methods.language.rltf import RLTF
+from stillhouse.models.episodes import Episode
 from stillhouse.models.generate import Sampling
 from stillhouse.teachers.scripted import Scripted
 from toylanguage import update
@@ -38,7 +39,7 @@ def expected(method: RLTF, run: Any, student: Any, batch: Any, before: Any) -> t
     episodes, rewards, _ = method.play(before, batch, run)
     coder = TASKS.coder(run)
     total = torch.zeros((), dtype=torch.float64)
-    met = {"second": 0.0, "floored": 0.0, "kept": 0.0}
+    met = {"second": 0.0, "floored": 0.0, "kept": 0.0, "right": 0.0}
     for q in range(len(rewards)):
         group = episodes[q * method.group : (q + 1) * method.group]
         first = [TASKS.verify(run, "train", q, e.own[0]) for e in group]
@@ -64,6 +65,9 @@ def expected(method: RLTF, run: Any, student: Any, batch: Any, before: Any) -> t
             ratio = (logps(student, prompt, y2, t) - old).exp()
             if before is student:
                 torch.testing.assert_close(ratio.detach(), torch.ones_like(ratio).detach())
+            if r2 == 1:
+                met["right"] += 1
+                total = total - method.imitate * logps(student, prompt, y2, t).sum()
             worth = r2 - sum(first) / len(first)
             for r, o in zip(ratio, old, strict=True):
                 met["floored" if o < method.floor else "kept"] += 1
@@ -76,17 +80,41 @@ def expected(method: RLTF, run: Any, student: Any, batch: Any, before: Any) -> t
 TASKS_OF: dict[int, Any] = {}
 
 
-@pytest.mark.parametrize(("distil", "foresee"), [(0.1, 0.0), (0.0, 0.1), (0.7, 0.3), (0.0, 0.0)])
-def test_the_loss_token_by_token(tmp_path: Path, distil: float, foresee: float) -> None:
+def helped(play: Any) -> Any:
+    """`play`, but every other second answer is right: this student's never are."""
+
+    def better(method: RLTF, student: Any, batch: Any, run: Any) -> Any:
+        episodes, rewards, critiques = play(method, student, batch, run)
+        tasks, coder = run.sources()["train"].tasks, TASKS.coder(run)
+        for i, e in enumerate(episodes):
+            q, g = divmod(i, method.group)
+            if len(e.own) > 1 and i % 2:
+                episodes[i] = Episode(e.turns[:-1]).then(coder.answer("", tasks[q].solution), own=True)
+                rewards[q, g, 1] = 1.0
+        return episodes, rewards, critiques
+
+    return better
+
+
+@pytest.mark.parametrize(
+    ("distil", "foresee", "imitate"),
+    [(0.1, 0.0, 0.0), (0.0, 0.1, 0.0), (0.7, 0.3, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.5), (0.7, 0.3, 0.5)],
+)
+def test_the_loss_token_by_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distil: float, foresee: float, imitate: float
+) -> None:
     """The first step, where all ratios are 1, and two more on the same episodes."""
     run, student, batch = toy(tmp_path)
     TASKS_OF[id(run)] = run.recipe.data
-    method = RLTF(distil=distil, foresee=foresee, floor=-2.0, group=6, inner=3, sampling=SAMPLING)
+    method = RLTF(distil=distil, foresee=foresee, imitate=imitate, floor=-2.0, group=6, inner=3, sampling=SAMPLING)
     before = copy.deepcopy(student)
+    if imitate:
+        monkeypatch.setattr(RLTF, "play", helped(RLTF.play))
     steps = 0
     for made in method.step(method.setup(student, run), batch, run):
         total, met = expected(method, run, student, batch, before)
-        assert met["second"] > 3 and met["floored"] > 0 and met["kept"] > 0
+        assert met["second"] > max(3, met["right"]) and met["floored"] > 0 and met["kept"] > 0
+        assert bool(met["right"]) == bool(imitate)
         assert float(made.count) == 24 and made.loss.item() == pytest.approx(total.item(), rel=1e-3, abs=1e-3)
         slopes = slopes_agree(made.loss, total, student)
         assert float(made.logs["heard"]) == met["second"]

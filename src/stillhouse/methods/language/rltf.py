@@ -5,6 +5,7 @@
     L = - sum over both answers of  q / q_old  A_k
         - distil (r_2 - mean r_1) sum_t  q(y_2t | x) / q_old(y_2t | x)     RLTF-SD: the second answer WITHOUT the feedback
         - foresee sum_t log q(c_t | x, y_1)                                RLTF-FM: the feedback itself
+        - imitate sum_t log q(y_2t | x)  where y_2 is right                supervised learning on second answers
 
 Feedback is there in training alone; the model has to make it its own. SD re-scores the second answer as if it had been given
 at once, and its baseline is the FIRST turn's mean: it is learned where it beats what the model can do in one turn. Tokens
@@ -18,7 +19,8 @@ sampling (at the weights that drew the answers REINFORCE) with clipping to 0.2 a
 
 Differs from the authors' code: sums over tokens are divided by the number of episodes, which theirs may not do. Without a
 model to judge, chains have a rule that names the first wrong step (`methods.feedback.Critic`); for tasks in words a teacher
-that writes is asked, in words of ours (`Asking`). Their third way, supervised learning on right second answers, is left out.
+that writes is asked, in words of ours (`Asking`). INFERRED of the supervised term: that it reads the question alone, and
+stands beside reinforcement with a weight.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ class RLTF:
 
     distil: float = 0.1  # weight of the last answer without the feedback (RLTF-SD); 0: reinforcement over turns alone
     foresee: float = 0.0  # weight of the feedback's own tokens (RLTF-FM: 0.1)
+    imitate: float = 0.0  # weight of right last answers, learned as if written without the feedback; then distil=0
     discount: float = 0.1  # of the next turn's return
     floor: float = -5.0  # log q below which a token of the last answer is not learned without the feedback
     bound: float | None = None  # clip the ratios to 1 - bound .. 1 + bound (the authors' option: 0.2); None: never
@@ -112,16 +115,18 @@ class RLTF:
         again = [(i, e) for i, e in enumerate(episodes) if len(e.own) > 1]
         own = self._answers([Episode(e.turns[:1]).then(e.own[-1], own=True) for _, e in again], batch, temperature)
         worth = own.each(cross_turn_advantage(rewards).flatten()[[i for i, _ in again]])
+        right = own.each(self._right(again, batch, run))
         said = self._answers(critiques, batch, 1.0)
 
         def without(logp: Tensor, old: Tensor) -> Tensor:
-            return torch.where(old < self.floor, 0.0, self._moved(logp, old, worth))
+            moved = torch.where(old < self.floor, 0.0, self._moved(logp, old, worth))
+            return self.distil * moved - self.imitate * right * logp
 
         for _ in range(self.inner):
             z = both.logits(s.student)
             total = both.values(z, lambda logp, old: self._moved(logp, old, advantage), weight=both.weight).sum()
-            if again and self.distil:
-                total = total + self.distil * own.values(own.logits(s.student), without, weight=own.weight).sum()
+            if again and (self.distil or self.imitate):
+                total = total + own.values(own.logits(s.student), without, weight=own.weight).sum()
             if critiques and self.foresee:
                 nll = cross_entropy(logits_of(s.student, said.batch), said.labels, weight=said.weight)
                 total = total + self.foresee * nll.sum()
@@ -131,6 +136,14 @@ class RLTF:
         if self.bound is None:
             return importance(logp, old, advantage)
         return clipped(logp, old, advantage, self.bound, self.bound)
+
+    def _right(self, again: Sequence[tuple[int, Episode]], batch: Batch, run: Run) -> Tensor:
+        """1 for each last answer that the verifier accepts, whatever it is worth; all 0 if nobody asks."""
+        if not self.imitate:
+            return torch.zeros(len(again))
+        examples = batch["example"][:, 0].tolist()
+        verdicts = [tasks_of(run).verify(run, "train", examples[i // self.group], e.own[-1]) for i, e in again]
+        return (torch.tensor(verdicts) >= 1.0).float()
 
     @staticmethod
     def _answers(episodes: Sequence[Episode], batch: Batch, temperature: float) -> Answers:
