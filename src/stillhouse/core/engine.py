@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .method import Method, State, Update, advance
+from .method import cast as cast_to
 from .optim import GroupOptimizer, Optim
 from .run import Run, seed_of
 from .signal import Batch
@@ -108,8 +109,7 @@ class Loop:
             masters = None
             if self.bfloat16:  # the masters keep the bits that rounding the parameters loses
                 masters = {n: p.detach().float() for n, p in module.named_parameters() if p.requires_grad}
-                for param in module.parameters():  # not the buffers: rotary frequencies would be ruined
-                    param.data = param.data.to(torch.bfloat16)
+                cast_to(module, torch.bfloat16)
             self.groups[name] = GroupOptimizer(module, self.optims.get(name, self.optim), masters)
 
     def step(self, batches: Sequence[Batch], *, items: Sequence[int] = ()) -> dict[str, float]:

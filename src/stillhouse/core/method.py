@@ -62,7 +62,11 @@ class Method(Protocol):
     runs once per optimizer step, after it, with the step's logged means, and is the only place that changes state.
     A method that needs logits and is content with a top k says so with `takes_topk: ClassVar[bool] = True`. One that asks
     its teacher about what the student makes, for which no answer can be stored beforehand, has `asks_about_own`: a
-    `ClassVar[bool]`, or a property if its settings decide. `setup` finds the stage's training split in `run.source`.
+    `ClassVar[bool]`, or a property if its settings decide. One whose loss compares the items of a batch with one another has
+    `compares_items: ClassVar[bool] = True`: what is compared are then the items of a micro-batch. `equation`, a property, is
+    the objective with its live weights, told when a run begins. One that learns both labels of mixed images (see
+    `models.call.answers`) has `takes_mixed: ClassVar[bool] = True`. `setup` finds the stage's training split in
+    `run.source`.
     """
 
     needs: ClassVar[frozenset[Kind]]
@@ -74,6 +78,19 @@ class Method(Protocol):
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """Yield the updates of one micro-batch, in an order that does not depend on the micro-batch."""
         ...
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the parameters in place; returns the module.
+
+    Not the buffers, since rotary frequencies would be ruined, and not batch norms, whose running means are buffers.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            continue
+        for param in part.parameters(recurse=False):
+            param.data = param.data.to(dtype)
+    return module
 
 
 def advance(method: Method, s: State, logs: Mapping[str, float], run: Run) -> None:

@@ -12,7 +12,6 @@ where nobody knows it, `weight` [B] is one, and `label_weight` [B] makes sums ov
 from __future__ import annotations
 
 import csv
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from torch import Tensor
 from ..core.run import Run, RunError, seed_of
 from ..core.signal import Batch
 from . import planetoid
+from .shelves import looked_in, shelves
 
 UNKNOWN = -100  # the label of a node whose label is not known
 Setting = Literal["transductive", "inductive"]
@@ -237,11 +237,11 @@ class GraphFile:
             if folder is None and self.otherwise is not None:
                 made = replace(self.otherwise, setting=self.setting, split=self.split)
                 splits = made.load(run)
-                note = f"{splits['train'].origin}, because {self.name} was not found in {', '.join(map(str, shelves()))}"
+                note = f"{splits['train'].origin}, because {self.name} was not found in {looked_in()}"
                 run.event("note", text=f"the data are {note}; set data.path to a graph of yours")
                 return {name: replace(nodes, origin=note) for name, nodes in splits.items()}
             if folder is None:
-                raise RunError(f"no {self.name} in {', '.join(map(str, shelves()))}; set data.path to your graph")
+                raise RunError(f"no {self.name} in {looked_in()}; set data.path to your graph")
             found = read(folder, self.name)
         else:
             found = read(Path(self.path), Path(self.path).name)
@@ -339,12 +339,6 @@ class Found:
             left.append(members[split.labels + split.valid :])
         parts = [torch.cat(part).sort().values for part in (train, valid, left)]
         return parts[0], parts[1], test.sort().values if split.test else parts[2]
-
-
-def shelves() -> list[Path]:
-    """Where graphs are looked for that come without a path."""
-    named = os.environ.get("STILLHOUSE_DATA")
-    return [*([Path(named)] if named else []), Path("data")]
 
 
 def find(name: str) -> Path | None:

@@ -146,3 +146,22 @@ def test_a_teacher_without_logits(run: Run):
 def test_settings_that_mean_nothing(settings: Any, message: str):
     with pytest.raises(ValueError, match=message):
         Hinton(**settings)
+
+
+def test_a_mixed_image_has_both_labels_and_one_teacher(run: Run):
+    mix, second = torch.linspace(0, 1, 8), LABELS.flip(0)
+    method, student = Hinton(temperature=4.0, alpha=0.6), Said(STUDENT)
+    plain = update(method, student, BATCH, run)
+    made = update(method, student, {**BATCH, "labels_b": second, "mix": mix}, run)
+    each = [F.cross_entropy(STUDENT, labels, reduction="none") for labels in (LABELS, second)]
+    expected = 0.6 * 8 * GOLDEN[4.0] + 0.4 * (mix * each[0] + (1 - mix) * each[1]).sum()
+    assert float(made.loss) == pytest.approx(float(expected), rel=1e-6) and float(made.count) == 8
+    same = update(method, student, {**BATCH, "labels_b": LABELS, "mix": mix}, run)
+    assert float(same.loss) == pytest.approx(float(plain.loss), rel=1e-6)
+    assert made.logs.keys() == plain.logs.keys()
+
+
+def test_a_teacher_of_other_classes_is_refused(run: Run):
+    run.teachers = {"teacher": Frozen(Said(TEACHER[:, :90]))}
+    with pytest.raises(ValueError, match="student has 100 classes, teacher 90"):
+        update(Hinton(), Said(STUDENT), BATCH, run)

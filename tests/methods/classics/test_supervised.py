@@ -52,3 +52,16 @@ def test_a_language_model_learns_the_answers_only(run: Run):
     logits, counted = student(**batch["inputs"]).dense(), batch["weight"] > 0
     assert float(made.count) == int(counted.sum())
     assert torch.allclose(made.loss, F.cross_entropy(logits[counted], batch["labels"][counted], reduction="sum"))
+
+
+def test_a_mixed_image_has_both_labels(run: Run):
+    """Torch's cross-entropy with the mixed distribution; where one label is not known, the other's share counts."""
+    student, x = nn.Linear(5, 3), torch.randn(4, 5)
+    mix = torch.tensor([0.2, 1.0, 0.5, 0.25])
+    first, second = torch.tensor([0, 2, 1, -100]), torch.tensor([1, 0, 1, 2])
+    made = update(student, {"inputs": x, "labels": first, "labels_b": second, "mix": mix}, run)
+    target = mix[:, None] * F.one_hot(first.clamp(min=0), 3) * (first >= 0)[:, None] + (1 - mix)[:, None] * F.one_hot(
+        second, 3
+    )
+    assert torch.allclose(made.loss, -(target * student(x).log_softmax(-1)).sum())
+    assert float(made.count) == pytest.approx(3.75)

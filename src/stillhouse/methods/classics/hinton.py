@@ -7,8 +7,8 @@ since its gradient shrinks as 1/T² (Section 2). Items are images, texts to clas
 
 Differs from the paper / the authors' code: KL in place of cross-entropy with the soft targets; they differ by the
 teacher's entropy, so the gradient is the same. An item without a label (negative) keeps its soft term and has no hard
-one, and still counts in the denominator. The paper publishes no code and no alpha ("a considerably lower weight" for
-the hard term).
+one, and still counts in the denominator. A mixed image (mixup, CutMix) has both its labels, weighted by their shares.
+The paper publishes no code and no alpha ("a considerably lower weight" for the hard term).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from ...audits.classification import Classification
@@ -30,7 +31,7 @@ from ...core.signal import Batch, Kind
 from ...core.stage import Audit, Train
 from ...data.images import Augment, Digits, Known, Npz, Split
 from ...data.toys import Clusters
-from ...models.call import logits_of, weight_of
+from ...models.call import answers, logits_of, weight_of
 from ...models.toys import MLP, ConvNet
 from ...objectives.divergences import ForwardKL, mixed
 from ...teachers.local import same_classes
@@ -58,6 +59,7 @@ class Hinton:
     alpha: float = 0.9  # weight of the soft term
     needs: ClassVar[frozenset[Kind]] = frozenset({"logits"})
     takes_topk: ClassVar[bool] = True
+    takes_mixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -73,14 +75,14 @@ class Hinton:
         """One update over all items."""
         teacher = run.teacher(batch, self.needs).distribution()
         student, teacher = same_classes(logits_of(s.student, batch), teacher)
-        weight = weight_of(batch)
         soft = self.alpha * self.temperature**2
         whole = soft + 1 - self.alpha
-        terms = mixed(
-            ForwardKL(), student, teacher, batch["labels"], soft / whole, temperature=self.temperature, weight=weight
-        )
-        logs = {"kl": terms.divergence.sum(), "cross_entropy": terms.cross_entropy.sum()}
-        yield Update(whole * terms.total.sum(), count=weight.sum(), logs=logs)
+        terms = [
+            mixed(ForwardKL(), student, teacher, labels, soft / whole, temperature=self.temperature, weight=weight)
+            for labels, weight in answers(batch)
+        ]
+        loss, kl, nll = (torch.stack([value.sum() for value in values]).sum() for values in zip(*terms, strict=True))
+        yield Update(whole * loss, count=weight_of(batch).sum(), logs={"kl": kl, "cross_entropy": nll})
 
 
 def recipe(scale: Scale = "small") -> Recipe:

@@ -3,7 +3,8 @@
     L = -sum_i w_i [y_i >= 0] log q(y_i | x_i) / sum_i w_i [y_i >= 0]
 
 q is the student's softmax, y_i the label of item i (an image's class, or the token that follows in a text), w_i its
-weight (0 on prompts and padding). A negative label means that nobody knows it: the item is left out.
+weight (0 on prompts and padding). A negative label means that nobody knows it: the item is left out. A mixed image (mixup,
+CutMix) counts as two items with one input, weighted by their shares.
 
 The maximum-likelihood estimate is Fisher's; as a loss for networks with a softmax it is due to Bridle, "Probabilistic
 Interpretation of Feedforward Classification Network Outputs, with Relationships to Statistical Pattern Recognition".
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from ...audits.classification import Classification
@@ -31,7 +33,7 @@ from ...core.signal import Batch, Kind
 from ...core.stage import Audit, Train
 from ...data.images import Digits, Npz
 from ...data.toys import Clusters
-from ...models.call import logits_of, weight_of
+from ...models.call import answers, logits_of
 from ...models.toys import MLP
 from ...objectives.divergences import cross_entropy
 
@@ -54,6 +56,7 @@ class Supervised:
     """Cross-entropy with the labels; no teacher."""
 
     needs: ClassVar[frozenset[Kind]] = frozenset()
+    takes_mixed: ClassVar[bool] = True
 
     def setup(self, student: nn.Module, run: Run) -> State:
         """The student alone; RunError if nothing in the data is labelled."""
@@ -66,9 +69,10 @@ class Supervised:
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """One update over the labelled items."""
-        weight = weight_of(batch) * (batch["labels"] >= 0)
-        nll = cross_entropy(logits_of(s.student, batch), batch["labels"], weight=weight)
-        yield Update(nll.sum(), count=weight.sum())
+        logits = logits_of(s.student, batch)
+        known = [(labels, weight * (labels >= 0)) for labels, weight in answers(batch)]
+        losses = [cross_entropy(logits, labels, weight=weight).sum() for labels, weight in known]
+        yield Update(torch.stack(losses).sum(), count=torch.stack([weight.sum() for _, weight in known]).sum())
 
 
 def recipe(scale: Scale = "small") -> Recipe:
