@@ -175,6 +175,27 @@ def cite(names: Annotated[list[str], typer.Argument(metavar="ID...", help="one o
 
 
 @app.command(rich_help_panel=LOOK)
+def layers(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="a Hugging Face folder, FILE.py:FUNCTION, or a spec: models.vision.ResNet")
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a field of the spec, as in depth=8")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="of an image, channels x height x width: 3x32x32")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="images of yours to take shape and classes from: a folder or .npz")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=2, help="of a model that takes their number from the data")] = None,
+) -> None:
+    """What can be tapped in a model: its layers in order, with shapes and parameters."""
+    from . import layers as listing
+    from .show import console
+
+    listing.show(model, listing.listed(model, settings or (), shape=shape, data=data, classes=classes), console())
+
+
+@app.command(rich_help_panel=LOOK)
 def doctor(runs: Runs = Path("runs")) -> None:
     """Is this machine ready? Says what is missing and how to get it."""
     from rich.text import Text
@@ -194,10 +215,16 @@ def doctor(runs: Runs = Path("runs")) -> None:
 # -- distil --------------------------------------------------------------------------------------------------------
 
 Teacher = Annotated[
-    str, typer.Option(help="a Hugging Face folder or name, a .gguf file, or a folder of signals that `label` made")
+    str,
+    typer.Option(
+        help="a Hugging Face folder or name, a .gguf file, a folder of signals that `label` made; of classifiers also "
+        "FILE.py:FUNCTION or models.vision.ResNet"
+    ),
 ]
 Student = Annotated[str, typer.Option(help="the same, or cut from the teacher: shrink:layers=10")]
-Data = Annotated[str, typer.Option(help="your .jsonl, .parquet, .csv or .txt file")]
+Data = Annotated[
+    str, typer.Option(help="your .jsonl, .parquet, .csv or .txt file; of images a folder, an .npz or a table of paths")
+]
 Out = Annotated[Path, typer.Option(help="the folder that the finished student goes to")]
 MethodName = Annotated[str, typer.Option(help="a method's id; auto chooses from teacher, student and data")]
 Steps = Annotated[int | None, typer.Option(min=1, help="optimizer steps")]
@@ -249,7 +276,8 @@ def distil(
     needed.check()
     if not yes and sys.stdin.isatty() and not typer.confirm("Start?", default=True):
         raise typer.Exit(1)
-    _finished(stillhouse.distil(**asked, out=out, runs=runs, progress=_progress("tokens")))
+    unit = "items" if hasattr(needed, "items") else "tokens"
+    _finished(stillhouse.distil(**asked, out=out, runs=runs, progress=_progress(unit)))
     typer.echo(f"student: {out}")
 
 

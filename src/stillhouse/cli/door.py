@@ -241,6 +241,11 @@ class _Door:
         if not isinstance(found, type):
             near = nearest(name, [n for n, v in vars(import_module(module)).items() if _is_spec(v)])
             raise RecipeError(f"{_dotted(path)}: no {name!r} in {module}{near}")
+        if hasattr(found, "described"):
+            raise RecipeError(
+                f"{_dotted(path)}: a module that Python code handed over is not in the file: go on with this run from "
+                "there, with distil(..., folder=FOLDER)"
+            )
         if not _is_spec(found) or found.__module__.split(".")[0] not in {"stillhouse", *self.allow}:
             raise RecipeError(f"{_dotted(path)}: {use} is not a frozen dataclass, so a recipe cannot hold it")
         return found

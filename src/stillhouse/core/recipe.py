@@ -83,6 +83,8 @@ def to_plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
+    if hasattr(value, "described"):  # an object that a caller from Python holds: named, and refused when read
+        return value.described()
     raise RecipeError(f"{value!r} cannot be written into a recipe file; it can only be used from Python")
 
 
