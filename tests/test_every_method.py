@@ -106,6 +106,8 @@ def test_what_the_proof_measures_improves(name: str, finished: Any):
 def test_accumulation_changes_nothing(name: str, finished: Any, tmp_path: Path):
     made = recipe(name)
     stage = trained_stage(made)
+    if getattr(made.stages[stage].method, "compares_items", False):
+        pytest.skip("it compares the items of a micro-batch with one another")
     made = made.set(f"{stage}.optim", SGD).set(f"{stage}.steps", 3)
     made = made.set(f"{stage}.optims", dict.fromkeys(made.stages[stage].optims, SGD))
 
@@ -133,8 +135,8 @@ def offline(name: str) -> Recipe | None:
     if hasattr(method, "on_policy"):
         made = made.set(f"{stage}.method.on_policy", 0.0)
         method = made.stages[stage].method
-    if not method.needs or getattr(method, "asks_about_own", False):
-        return None
+    if not method.needs or getattr(method, "asks_about_own", False) or "features" in method.needs:
+        return None  # one kind of signal is stored at a time, and what a method looks at inside its teacher changes with it
     return made.set(f"{stage}.steps", 3).set(f"{stage}.accumulate", made.stages[stage].batch)
 
 

@@ -19,30 +19,45 @@ OURS, TOKENS, TIME = "train", "alone_tokens", "alone_time"
 
 
 def distil(
-    teacher: str,
-    student: str,
-    data: str | Path,
+    teacher: Any,
+    student: Any,
+    data: Any,
     out: str | Path | None = None,
     *,
     runs: str | Path = "runs",
+    folder: str | Path | None = None,
     progress: Progress | None = None,
     **asked: Any,
 ) -> Run:
     """Distil `teacher` into `student` on `data`; the student goes to `out`, everything else to a folder below `runs`.
 
-    Options as in `recipe_for`. Beside the distilled student the run trains the same student without the teacher, at
-    equal tokens and at equal wall-clock, and judges all of them on held-out text. Returns the finished run.
+    Language models: options as in `recipe_for`. Beside the distilled student the run trains the same student without the
+    teacher, at equal tokens and at equal wall-clock, and judges all of them on held-out text. Classifiers, two `nn.Module`s
+    among them: options as in `classifiers.recipe_for`; the same student on the labels alone is trained beside it. `folder`
+    is that of a run that was stopped, to go on with. Returns the finished run.
     """
     from .cli import launch
-    from .estimate import Plan
     from .export.folder import Export, check_empty
 
-    recipe = recipe_for(teacher, student, data, **asked)
-    Plan.of(recipe).check()
+    recipe, needed = _planned(teacher, student, data, asked)
+    needed.check()
     if out is not None:
-        check_empty(Path(out))
+        if folder is None:
+            check_empty(Path(out))
         recipe = recipe.set("stages", {**recipe.stages, "export": Export(to=str(Path(out).resolve()), subject=OURS)})
-    return launch.launch(recipe, runs=runs, progress=progress)
+    return launch.launch(recipe, runs=runs, folder=None if folder is None else Path(folder), progress=progress)
+
+
+def _planned(teacher: Any, student: Any, data: Any, asked: dict[str, Any]) -> tuple[Recipe, Any]:
+    """(the recipe, what it needs), of language models or of classifiers."""
+    from . import classifiers
+    from .estimate import Plan
+
+    if classifiers.classifies(teacher, data):
+        recipe = classifiers.recipe_for(teacher, student, data, **asked)
+        return recipe, classifiers.Plan.of(recipe)
+    recipe = recipe_for(teacher, student, data, **asked)
+    return recipe, Plan.of(recipe)
 
 
 def recipe_for(
@@ -300,10 +315,8 @@ def _answered(example: dict[str, Any]) -> bool:
     return spoken or "completion" in example or "text" in example
 
 
-def plan(teacher: str, student: str, data: str | Path, **asked: Any) -> Any:
+def plan(teacher: Any, student: Any, data: Any, **asked: Any) -> Any:
     """What `distil` with the same options would need; trains nothing. `str()` of it is what the command line prints."""
-    from .estimate import Plan
-
-    asked.pop("out", None)
-    asked.pop("runs", None)
-    return Plan.of(recipe_for(teacher, student, data, **asked))
+    for name in ("out", "runs", "folder"):
+        asked.pop(name, None)
+    return _planned(teacher, student, data, asked)[1]

@@ -73,6 +73,10 @@ class _Display:
         if self.announce:
             print(f"{what}\n{folder}", file=self.stream, flush=True)
 
+    def say(self, text: str) -> None:
+        """One line between the updates."""
+        print(text, file=self.stream, flush=True)
+
 
 class Bar(_Display):
     """A bar with loss, speed and time left."""
@@ -98,6 +102,10 @@ class Bar(_Display):
         self.rate.see(stage, logs, seconds)
         left = f"{clock(seconds / done * (total - done))} left" if done < total else clock(seconds)
         self.rich.update(self.task, completed=done, total=total, rate=str(self.rate), left=left)
+
+    def say(self, text: str) -> None:
+        """One line above the bar."""
+        self.rich.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         """Stop drawing."""

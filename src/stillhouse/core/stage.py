@@ -100,6 +100,11 @@ class Train:
         if len(source) == 0:
             raise RunError("the training split is empty; give more data or a smaller share to hold out")
         run.horizon, run.step, run.source = self._planned(run), 0, source
+        if not getattr(self.method, "takes_mixed", False) and "mix" in source.batch([0], 0):
+            raise RunError(
+                f"the data mix images (augment.mixup, augment.cutmix), and {type(self.method).__name__} learns one label of "
+                "each: set both to 0"
+            )
         size = self.batch or len(source)
         for name, teacher in run.teachers.items() if self.method.needs else ():
             check_gives(name, teacher, self.method.needs, takes_topk=getattr(self.method, "takes_topk", False))
@@ -110,9 +115,11 @@ class Train:
         if self.checkpointing:
             _checkpoint_gradients(student)
         state = self.method.setup(student, run).to(run.device)
+        self._tell(run, size)
         if self.compile:
-            for child in state.groups().values():
-                child.compile()
+            for group in state.groups().values():
+                for child in group.values() if isinstance(group, nn.ModuleDict) else (group,):
+                    child.compile()
         loop = Loop(self.method, state, run, self.optim, self.optims, bfloat16=self.precision == "bfloat16")
         start, seconds, best = 0, 0.0, Best()
         saved = run.restore()
@@ -142,6 +149,17 @@ class Train:
             run.drop_checkpoints()
         if stop.is_set():  # asked during the last step or while saving
             raise Interrupted(f"stopped after stage {run.stage!r}; go on with: stillhouse run {run.folder}")
+
+    def _tell(self, run: Run, size: int) -> None:
+        """Write down the objective with its live weights, and what a batch in parts means for it."""
+        told = getattr(self.method, "equation", None)
+        if told:
+            run.event("objective", text=told)
+            if run.progress is not None and hasattr(run.progress, "say"):
+                run.progress.say(f"{run.stage}: minimises {told}")
+        if self.accumulate > 1 and getattr(self.method, "compares_items", False):
+            note = f"the method compares the items of a batch, here the {size // self.accumulate} of each of its parts"
+            run.event("note", text=note)
 
     def _cost(self, source: Any, run: Run) -> dict[str, int]:
         """Peak bytes so far, and tokens read if the data are counted in tokens."""
@@ -238,7 +256,7 @@ class Check(Protocol):
 
 @dataclass
 class Subjects:
-    """The models an audit looks at, loaded one at a time: `start`, `teacher` and the trained stages."""
+    """The models an audit looks at, one at a time: `start`, the trained stages, and teachers that no stage trained."""
 
     run: Run
     names: tuple[str, ...]
@@ -249,6 +267,8 @@ class Subjects:
         if name == "start":
             torch.manual_seed(run.seed)
             module = run.recipe.student.build(run)
+        elif name not in run.recipe.stages and hasattr(run.teachers.get(name), "module"):
+            return run.teachers[name].module  # type: ignore[attr-defined]
         else:
             stage = run.recipe.stages.get(name)
             if not hasattr(stage, "student"):  # training stages leave a model of that spec, and so do merges

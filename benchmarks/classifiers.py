@@ -1,0 +1,122 @@
+"""Every method of the catalogue that teaches a classifier, on the same pairs of teacher and student at equal budget.
+
+Pairs: a convolutional network for one of its kind, a vision transformer for a convolutional network and the other way
+round, and an encoder of texts for a smaller one. Images are MNIST's at 14 x 14 pixels (1,000 to learn from, 10,000 to
+judge), texts are docstrings of Python's standard library and what their module is about. Every arm takes as many steps of
+as many items; the learning rate is chosen from one grid for all on the validation split of another seed. The table and
+the picture are those of `stillhouse compare`.
+
+    python benchmarks/classifiers.py --pairs cnn_cnn --runs runs/classifiers
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stillhouse.cli.prove import Runner
+from stillhouse.core.paper import catalogue
+from stillhouse.core.proof import Proof
+from stillhouse.core.recipe import Recipe
+from stillhouse.data.labelled import LibraryTopics
+from stillhouse.methods.classics.hinton import Hinton
+from stillhouse.methods.images import SMALL, alone, arm, images
+from stillhouse.models.encoder import TinyEncoder
+from stillhouse.models.toys import ConvNet
+from stillhouse.models.vision import ViT
+from stillhouse.reports import compare
+
+RATES = (3e-3, 1e-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Who teaches whom, and on what."""
+
+    teacher: Any
+    student: Any
+    data: Any
+    teacher_rate: float
+
+
+BERT = TinyEncoder(width=48, depth=4, heads=4, vocabulary=2048, length=16)
+PAIRS: Mapping[str, Pair] = {
+    "cnn_cnn": Pair(teacher=ConvNet(width=16, depth=3), student=ConvNet(width=6, depth=3), data=SMALL, teacher_rate=3e-3),
+    "vit_cnn": Pair(
+        teacher=ViT(patch=2, width=32, depth=4), student=ConvNet(width=6, depth=3), data=SMALL, teacher_rate=3e-3
+    ),
+    "cnn_vit": Pair(
+        teacher=ConvNet(width=16, depth=3), student=ViT(patch=2, width=16, depth=2, heads=2), data=SMALL, teacher_rate=3e-3
+    ),
+    "bert_small": Pair(
+        teacher=BERT, student=replace(BERT, width=16, depth=2, heads=2), data=LibraryTopics(), teacher_rate=3e-3
+    ),
+}
+
+
+def methods() -> dict[str, Any]:
+    """The method of every paper whose `small` recipe is the shared experiment on images, in one stage."""
+    found: dict[str, Any] = {}
+    for name, entry in catalogue().items():
+        if entry.family not in ("classics", "logits", "features"):
+            continue
+        recipe: Recipe = importlib.import_module(entry.module).recipe("small")
+        if recipe.data == SMALL and set(recipe.stages) == {"teacher", "train", "alone", "audit"}:
+            train = recipe.stages["train"]
+            if train.student is None and train.data is None and not train.optims:
+                found[name] = train.method
+    return {"hinton": Hinton(), **found}
+
+
+def arms(pair: Pair, chosen: Mapping[str, Any]) -> dict[str, Recipe]:
+    """A recipe for every method, and the student on the labels alone."""
+    made: dict[str, Recipe] = {}
+    base = images("pair", "small", Hinton(), student=pair.student, teacher=pair.teacher, data=pair.data)
+    base = base.set("teacher.optim.lr", pair.teacher_rate)
+    for name, method in chosen.items():
+        made[name] = arm(base, method, name=name)
+    return {"alone": alone(base), **made}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="all that fit, if left out")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/classifiers"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    chosen = {name: method for name, method in methods().items() if args.methods is None or name in args.methods}
+    for name in args.pairs:
+        made = arms(PAIRS[name], chosen)
+        proof = Proof(
+            claim="", arms=made, metric="accuracy", ours=next(iter(chosen)), beats=("alone",),
+            seeds=tuple(range(args.seeds)), tune={"train.optim.lr": RATES},
+        )  # fmt: skip
+        runner = Runner(proof, args.runs / name, Console(), None)
+        rates, trials = runner.tune()
+        values = runner.values(rates)
+        folders = [trial.folder for by_seed in values.values() for trial in by_seed.values()]
+        found = compare.compare(folders, metric="accuracy", subject="train", versus="supervised")
+        path = args.out / f"classifiers_{name}.html"
+        compare.write(found, path)
+        plain = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        for row in plain["rows"]:
+            row["folders"] = [Path(folder).name for folder in row["folders"]]
+        tuning = {"rates": RATES, "trials": trials, "chosen": {key: dict(value) for key, value in rates.items()}}
+        plain |= {"pair": name, "what": " ".join((__doc__ or "").split("\n\n")[1].split()), "tuning": tuning}
+        path.with_suffix(".json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        for row in sorted(found.rows, key=lambda row: -row.quality.mean):
+            gain = "" if row.gain is None else f"{row.gain.mean:+.3f} [{row.gain.low:+.3f}, {row.gain.high:+.3f}]"
+            print(f"{name}  {row.label:20} {row.quality.mean:.4f}  {gain}  {row.seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
