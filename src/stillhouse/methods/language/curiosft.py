@@ -165,7 +165,7 @@ def recipe(scale: Scale = "small") -> Recipe:
     rl = GRPO(group=pick(scale, smoke=4, small=8, paper=0), kl=0.0, sampling=Sampling(max_new=longest, batch=512))
     train = Train(
         method=rl, student=Continued(stage="curious"), steps=pick(scale, smoke=5, small=100, paper=0),
-        batch=pick(scale, smoke=4, small=24, paper=0), optim=Optim(lr=1e-3), label="GRPO after CurioSFT",
+        batch=pick(scale, smoke=4, small=32, paper=0), optim=Optim(lr=1e-3), label="GRPO after CurioSFT",
     )  # fmt: skip
     samples = pick(scale, smoke=4, small=8, paper=0)
     sampled = Solved(
@@ -190,22 +190,17 @@ def recipe(scale: Scale = "small") -> Recipe:
 
 
 def proof() -> Proof:
-    """The same reinforcement learning from a student that learned curiously, plainly, or beside an evenly heated past."""
+    """The same reinforcement learning from a student that learned curiously, or plainly."""
     ours = recipe("small")
-    curious = ours.stages["curious"]
-
-    def after(method: Any) -> Recipe:
-        """GRPO from a student that learned with `method`."""
-        return ours.set("stages", {**ours.stages, "curious": replace(curious, method=method)})
-
     return Proof(
         claim="After 100 steps of GRPO a student solves more unseen chains if it learned its worked solutions with CurioSFT"
         " than if it learned them plainly, at equal steps and data.",
-        arms={"ours": ours, "plain": after(Supervised()), "evenly": after(replace(curious.method, uniform=1.3))},
+        arms={"ours": ours, "plain": ours.set("curious.method", Supervised())},
         metric="solved",
         beats=("plain",),
-        seeds=(0, 1, 2),
-        tune={"train.optim.lr": (3e-4, 1e-3)},
-        minutes=12.0,
-        note="Judged after the GRPO stage. `evenly` heats every token of the past by 1.3, whether it hesitates or not.",
+        seeds=(0, 1, 2, 3),
+        tune={"train.optim.lr": (3e-4, 1e-3, 3e-3)},
+        minutes=6.0,
+        note="Judged after the GRPO stage, whose rate is tuned for both arms; the supervised stage has one rate."
+        " CurioSFT takes a forward pass a step more than `plain` does.",
     )
