@@ -157,6 +157,18 @@ class Known:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Changed:
+    """The recipe's own data with another augmentation in training; a stage's `data`."""
+
+    augment: Augment
+
+    def load(self, run: Run) -> Mapping[str, Any]:
+        """The splits; as they are where the data know no augmentation."""
+        spec = run.recipe.data
+        return replace(spec, augment=self.augment).load(run) if hasattr(spec, "augment") else run.sources()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Digits:
     """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
 

@@ -13,7 +13,7 @@ from ..core.optim import Optim
 from ..core.proof import Proof
 from ..core.recipe import Recipe, Scale, pick
 from ..core.stage import Audit, Train
-from ..data.images import Augment, Digits, Known, Npz, Split, Standard
+from ..data.images import Augment, Changed, Digits, Known, Npz, Split, Standard
 from ..models.toys import ConvNet
 from ..models.vision import ResNet
 from ..teachers.module import ModuleTeacher
@@ -57,7 +57,6 @@ def images(
         scale, smoke=ConvNet(width=4), small=ConvNet(width=6, depth=3), paper=ResNet(depth=8, stem=32, widths=WIDE)
     )
     found = data or pick(scale, smoke=Digits(), small=SMALL, paper=CIFAR)
-    shifted = replace(found, augment=Augment(shift=1)) if hasattr(found, "augment") else None
     steps = pick(scale, smoke=60, small=400, paper=187_500)
     batch = pick(scale, smoke=32, small=64, paper=64)
     sgd = Optim(name="sgd", lr=0.05, weight_decay=5e-4, schedule="cosine", warmup=0.0, clip=None)
@@ -65,7 +64,7 @@ def images(
     taught = Train(
         method=Supervised(), student=big, steps=pick(scale, smoke=60, small=600, paper=187_500), batch=batch,
         optim=pick(scale, smoke=Optim(lr=1e-2), small=Optim(lr=3e-3), paper=sgd),
-        data=pick(scale, smoke=None, small=shifted, paper=None),
+        data=pick(scale, smoke=None, small=Changed(augment=Augment(shift=1)), paper=None),
     )  # fmt: skip
     alone = Train(method=Supervised(), steps=steps, batch=batch, optim=optim)
     return Recipe(

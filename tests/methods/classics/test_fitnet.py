@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from stillhouse.methods.classics.fitnet import FitNet
-from stillhouse.methods.features import Beside
-
 from feature_toys import stood
+from stillhouse.methods.classics.fitnet import FitNet
+from stillhouse.methods.layers import Beside
 
 
 def test_the_objective_is_the_papers(tmp_path):

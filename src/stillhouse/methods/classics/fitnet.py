@@ -1,16 +1,16 @@
 """FitNets: Hints for Thin Deep Nets (Romero et al. 2014, arXiv 1412.6550).
 
-    L = labels CE(y, q) + soft T² KL(p_T ‖ q_T) + weight · 1/2 ‖u - r(v)‖² / n
+    L = labels CE(y, q) + soft T² KL(p_T ‖ q_T) + weight ‖u - r(v)‖² / n
 
 u is what the teacher computes at its hint layer, v what the student computes at its guided layer, r a regressor that is
-trained with it and thrown away, n how many numbers u has (Equations 3 and 4). The regressor is a 1x1 convolution and a change
-of size for maps, a linear layer for tokens and vectors; where the form differs, student and teacher are brought to maps.
+trained with it and thrown away, n how many numbers u has (Equations 3 and 4). The regressor is a 1x1 convolution and a
+change of size for maps; tokens are brought to maps, and vectors are maps of one cell.
 
 Differs from the paper / the authors' code: the paper first trains the layers up to the hint and then the whole network with
 the distillation term alone; here both terms are trained together from the start, as the tables since RepDistiller do, and
-`two_stages` is a recipe's affair (a stage with `labels=0`, then `classics/hinton`). The paper's regressor is a larger
-convolution without padding. 1/2 of the squared distance is divided by the numbers in u, so that `weight` does not depend
-on the layer's size; the weight of 100 is that of the tables, whose mean squared difference has no 1/2.
+two stages are a recipe's affair (a stage with `labels=0`, then `classics/hinton`). The paper's regressor is a larger
+convolution without padding. The squared distance is divided by the numbers in u, so that `weight` does not depend on the
+layer's size, and has no 1/2: the weight of 50 is the paper's 1/2 times the 100 of the tables, whose distance has none.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ...core.recipe import Recipe, Scale
 from ...core.run import Run
 from ...core.signal import Batch, Kind
 from ...objectives.maps import feature_gap
-from ..features import Beside, Compared, Pairs, compared, equation, total
 from ..images import against_hinton, images
+from ..layers import Beside, Pairs, compared, equation, total
 
 PAPER = Paper(
     id="fitnet",
@@ -65,11 +65,10 @@ class FitNet:
         """The student and a regressor for each pair of layers."""
         return compared(student, run, self.layers, "map", adapt=True, last=1)
 
-    def step(self, s: Compared, batch: Batch, run: Run) -> Iterator[Update]:
+    def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """One update over all items."""
         seen = s.see(batch, run)
-        gap = sum(feature_gap(own, other) for own, other in zip(seen.mine, seen.theirs, strict=True))
-        yield total(seen, self.beside, {"hint": (self.weight, gap)})
+        yield total(seen, self.beside, {"hint": (self.weight, seen.summed(feature_gap))})
 
 
 def recipe(scale: Scale = "small") -> Recipe:

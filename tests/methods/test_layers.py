@@ -13,7 +13,7 @@ from torch import nn
 from stillhouse.core.method import Update
 from stillhouse.core.run import Run, RunError
 from stillhouse.data.images import Images
-from stillhouse.methods.features import Beside, Pairs, compared, equation, matched, total
+from stillhouse.methods.layers import Beside, Pairs, compared, equation, matched, total
 from stillhouse.models.vision import ResNet, ViT
 from stillhouse.teachers.module import Frozen
 
