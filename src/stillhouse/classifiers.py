@@ -39,7 +39,7 @@ PASSES = 10  # over the data, unless steps are given
 
 
 def classifies(teacher: Any, data: Any) -> bool:
-    """Whether what was given to `distil` are classifiers: a module, a function that makes one, a spec, or a folder of one."""
+    """Whether `distil` was given classifiers: a module, a function that makes one, a spec, or a folder of one."""
     if isinstance(teacher, nn.Module) or not isinstance(teacher, (str, Path)):
         return True
     given = str(teacher)
@@ -82,7 +82,7 @@ def recipe_for(
     common: dict[str, Any] = {"steps": steps or 1, "batch": rows, "optim": Optim(lr=1e-3, weight_decay=0.01)}
     stages: dict[str, Any] = {}
     if adapt:
-        stages["teacher"] = Train(method=Supervised(), student=big, label="Teacher", **(common | {"steps": adapt}))
+        stages["teacher"] = Train(method=Supervised(), student=big, label="Teacher", **{**common, "steps": adapt})
     stages["train"] = Train(method=chosen, **common)
     stages["alone"] = Train(method=Supervised(), **common)
     audit = Audit(subjects=("start", "teacher", "alone", "train"), checks=(Classification(),))
@@ -100,8 +100,8 @@ def method_of(name: str) -> Any:
     made: Any = importlib.import_module(entry.module).recipe("paper").stages.get("train")
     if not {"image", "any"} & set(entry.paper.modality) or "labels" not in entry.paper.data or made is None:
         raise RunError(
-            f"{name} is not for classifiers as it stands; see `stillhouse show {name}`, or `stillhouse list --data labels` for "
-            "those that begin with labels"
+            f"{name} is not for classifiers as it stands; see `stillhouse show {name}`, or `stillhouse list --data labels` "
+            "for those that begin with labels"
         )
     return type(made.method)()
 
@@ -143,13 +143,11 @@ def _data(given: Any, teacher: Any, column: str | None) -> Any:
         raise RunError(f"{given} is no data for classifiers: a folder of images, an .npz, or a table ({', '.join(TABLES)})")
     if not path.is_file():
         raise RunError(f"no file {given}")
-    named = {} if column is None else {"text": column}
     if isinstance(teacher, HubClassifier) or getattr(teacher, "encode", None) is not None:
-        return Labelled(path=str(path.resolve()), **named)
+        return Labelled(path=str(path.resolve()), text=column or "text")
     columns = read_rows(str(path))[0]
-    if column is None and "path" not in columns and "image" in columns:
-        column = "image"
-    return Table(path=str(path.resolve()), **({} if column is None else {"image": column}))
+    found = "image" if "path" not in columns and "image" in columns else "path"
+    return Table(path=str(path.resolve()), image=column or found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +211,7 @@ class Plan:
                 f"teacher   {self.teacher / 1e6:,.2f} M parameters",
                 f"student   {self.student / 1e6:,.2f} M parameters{share}",
                 f"data      {self.items:,} items of {self.classes:,} classes",
-                f"steps     {self.steps:,} of {self.batch}, about {self.step_seconds:.2f} s each; as many without the teacher",
+                f"steps     {self.steps:,} of {self.batch}, about {self.step_seconds:.2f} s each; as many without a teacher",
                 f"time      about {seconds / 60:,.1f} minutes, on {self.device}",
                 f"memory    {size(self.memory)} so far, {size(self.free_memory)} free",
             )

@@ -83,8 +83,9 @@ def to_plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    if hasattr(value, "described"):  # an object that a caller from Python holds: named, and refused when read
-        return value.described()
+    described = getattr(cast("object", value), "described", None)
+    if callable(described):  # an object that a caller from Python holds: named, and refused when read
+        return described()
     raise RecipeError(f"{value!r} cannot be written into a recipe file; it can only be used from Python")
 
 

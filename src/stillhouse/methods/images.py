@@ -13,7 +13,7 @@ from ..core.optim import Optim
 from ..core.proof import Proof
 from ..core.recipe import Recipe, Scale, pick
 from ..core.stage import Audit, Train
-from ..data.images import Augment, Changed, Digits, Known, Npz, Split, Standard
+from ..data.images import Augment, Changed, Digits, Npz, Split, Standard
 from ..models.toys import ConvNet
 from ..models.vision import ResNet
 from ..teachers.module import ModuleTeacher
@@ -25,9 +25,10 @@ SMALL = Standard(name="mnist", train=1000, valid=1000, halved=1, otherwise=Digit
 WIDE = (64, 128, 256)
 RATES = (3e-3, 1e-2, 3e-2)
 NOTE = (
-    "MNIST at 14 x 14 pixels, 1,000 images to learn from, 1,000 to choose by, 10,000 to judge; a ConvNet of 73,000 parameters"
-    " teaches one of 10,500. Every arm takes 400 steps of 64 images; the teacher's training (600 steps, shifted images) and"
-    " forward passes come on top where there is one. The weights and the order depend on the seed, the split does not."
+    "MNIST at 14 x 14 pixels, 1,000 images to learn from, 1,000 to choose by, 10,000 to judge; a ConvNet of 73,000"
+    " parameters teaches one of 10,500. Every arm takes 400 steps of 64 images; the teacher's training (600 steps, shifted"
+    " images) and forward passes come on top where there is one. The weights and the order depend on the seed, the split"
+    " does not."
 )
 
 
@@ -45,10 +46,10 @@ def images(
 ) -> Recipe:
     """A teacher, a student that learns from it, and the same student on the labels alone.
 
-    smoke: digits of 8 x 8 pixels; small: MNIST if it is found (see `data.images.Standard`), else those digits; paper: CIFAR-100
-    as `cifar100.npz`, resnet32x4 to resnet8x4, 240 epochs of SGD, the setting of most tables. `student`, `teacher` and `data`
-    replace the spec of this scale; `before` are stages between the teacher's and the student's, `after` those before the
-    audit, `train` further fields of the student's stage.
+    smoke: digits of 8 x 8 pixels; small: MNIST if it is found (see `data.images.Standard`), else those digits; paper:
+    CIFAR-100 as `cifar100.npz`, resnet32x4 to resnet8x4, 240 epochs of SGD, the setting of most tables. `student`,
+    `teacher` and `data` replace the spec of this scale; `before` are stages between the teacher's and the student's,
+    `after` those before the audit, `train` further fields of the student's stage.
     """
     big = teacher or pick(
         scale, smoke=ConvNet(width=8), small=ConvNet(width=16, depth=3), paper=ResNet(depth=32, stem=32, widths=WIDE)

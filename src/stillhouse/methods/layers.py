@@ -78,7 +78,11 @@ class Seen:
 
 
 class Compared(Adapted):
-    """A student whose layers are compared with its teacher's. `pairs` are taps, `shapes` those of single items."""
+    """A student whose layers are compared with its teacher's."""
+
+    form: Form  # that the features are brought to
+    taps: tuple[tuple[str, str], ...]  # the student's and the teacher's
+    shapes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # of single items there, in that form
 
     def __init__(
         self, student: nn.Module, adapters: Sequence[nn.Module], form: Form, taps: Sequence[tuple[str, str]],

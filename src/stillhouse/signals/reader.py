@@ -115,7 +115,7 @@ def check_stored(method: Any, kinds: frozenset[Kind], *, tempered: bool = True) 
             f"{way} the teacher itself"
         )
     if "features" in getattr(method, "needs", ()) and "features" not in kinds:
-        raise TeacherMismatch("the method looks into its teacher, and these signals hold what it said: give the teacher itself")
+        raise TeacherMismatch("the method looks into its teacher, and signals are what one said: give the teacher itself")
     if "topk" in kinds and "logits" in getattr(method, "needs", ()) and not getattr(method, "takes_topk", False):
         raise TeacherMismatch("the method needs logits, and these signals keep some classes: --signal hidden:float16")
     temperature = getattr(method, "temperature", 1.0)
