@@ -1,0 +1,1 @@
+"""Papers that distil what a network says: its logits."""
