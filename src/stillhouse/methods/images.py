@@ -23,7 +23,7 @@ from .classics.supervised import Supervised
 CIFAR = Npz(path="cifar100.npz", augment=Augment(shift=4, flip=True))
 SMALL = Standard(name="mnist", train=1000, valid=1000, halved=1, otherwise=Digits(split=Split(valid=0.2, test=0.3)))
 WIDE = (64, 128, 256)
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 NOTE = (
     "MNIST at 14 x 14 pixels, 1,000 images to learn from, 1,000 to choose by, 10,000 to judge; a ConvNet of 73,000"
     " parameters teaches one of 10,500. Every arm takes 400 steps of 64 images; the teacher's training (600 steps, shifted"
