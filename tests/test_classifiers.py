@@ -156,3 +156,11 @@ def test_classes_that_differ_are_refused_before_the_first_step(here: Path):
 
     with pytest.raises((RunError, ValueError), match="classes"):
         stillhouse.distil(Ten(), "nets.py:small", "stripes.npz", steps=2)
+
+
+@pytest.mark.parametrize("name", ["datadam", "fedmd"])
+def test_mixed_images_are_refused_where_a_method_learns_one_label(here: Path, still: Still, name: str):
+    held = "data.source" if name == "fedmd" else "data"
+    data = f"{held}={{use: data.images.Digits, augment: {{mixup: 0.2}}}}"
+    result = still("run", name, "--scale", "smoke", "--set", data)
+    assert result.exit_code != 0 and "mix images" in result.stderr, result.stderr

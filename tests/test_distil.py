@@ -248,7 +248,7 @@ def test_models_that_cannot_be_used(distil: Still, folders: Folders, tmp_path: P
     refused(distil(data, student="shrink:layers=many"), "shrink:layers=10")
     refused(distil(data, student="shrink:layers=9"), "9 of 4 layers")
     refused(distil(data, student=folders.foreign), "different tokenizers", "--student shrink:layers=N")
-    refused(distil(data, "--method", "tiad"), "did you mean 'taid'")
+    refused(distil(data, "--method", "minilm"), "did you mean 'minillm'")
     refused(distil(data, "--set", "train.method.betta=1"), "betta")
 
 

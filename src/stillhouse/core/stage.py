@@ -100,7 +100,7 @@ class Train:
         if len(source) == 0:
             raise RunError("the training split is empty; give more data or a smaller share to hold out")
         run.horizon, run.step, run.source = self._planned(run), 0, source
-        if not getattr(self.method, "takes_mixed", False) and "mix" in source.batch([0], 0):
+        if not getattr(self.method, "takes_mixed", False) and getattr(source, "mixes", False):
             raise RunError(
                 f"the data mix images (augment.mixup, augment.cutmix), and {type(self.method).__name__} learns one label of "
                 "each: set both to 0"

@@ -55,6 +55,11 @@ class Classes:
         """[C, H, W] of one image."""
         return self.source.shape
 
+    @property
+    def mixes(self) -> bool:
+        """Whether its images may be mixed."""
+        return getattr(self.source, "mixes", False)
+
     def batch(self, items: Sequence[int], epoch: int) -> Batch:
         """inputs [B, images, C, H, W], labels [B]; which images depends on the class and the epoch alone."""
         inputs = [self.source.batch(self._drawn(item, epoch), epoch)["inputs"] for item in items]

@@ -83,6 +83,11 @@ class Part:
         return len(self.items)
 
     @property
+    def mixes(self) -> bool:
+        """Whether a batch may hold mixed images."""
+        return getattr(self.source, "mixes", False)
+
+    @property
     def classes(self) -> int:
         """How many classes there are."""
         return len(self.names)
@@ -131,6 +136,11 @@ class Federated:
     def classes(self) -> int:
         """How many classes there are, over all clients and the public data."""
         return len(self.names)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a batch may hold mixed images."""
+        return self.private[0].mixes
 
     @property
     def shape(self) -> tuple[int, ...]:

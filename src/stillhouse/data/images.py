@@ -111,6 +111,11 @@ class Images:
         """[C, H, W] of one image."""
         return tuple(self.images.shape[1:])
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a batch may hold mixed images, which have two labels."""
+        return self.augment is not None and bool(self.augment.mixup or self.augment.cutmix)
+
     def batch(self, items: Sequence[int], epoch: int) -> Batch:
         """inputs [B, C, H, W] float32, labels [B], items [B], their numbers in the split; of mixed images also labels_b [B]
         and mix [B], see `models.call`."""

@@ -177,6 +177,11 @@ class Rewarded(Tasks):
         """The tasks' own verifier: what `Right` gives."""
         return self.base.score(task, text)
 
+    def right(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """What `verify` says of every answer, judged together."""
+        coder, tasks = self.coder(run), run.sources(self)[split].tasks
+        return self.scores([tasks[i] for i in examples], [coder.text(answer) for answer in answers])
+
     def scores(self, tasks: Sequence[Task], texts: Sequence[str | None]) -> list[float]:
         """The tasks' own verifier."""
         return self.base.scores(tasks, texts)

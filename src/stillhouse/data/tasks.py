@@ -124,9 +124,8 @@ class Tasks:
         return self.right(run, split, examples, answers)
 
     def right(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
-        """What `verify` says of every answer, asked together; `scores` judges the texts."""
-        coder, tasks = self.coder(run), run.sources(self)[split].tasks
-        return self.scores([tasks[i] for i in examples], [coder.text(answer) for answer in answers])
+        """What `verify` says of every answer, asked together."""
+        return [self.verify(run, split, i, answer) for i, answer in zip(examples, answers, strict=True)]
 
     def scores(self, tasks: Sequence[Task], texts: Sequence[str | None]) -> list[float]:
         """How right finished answers are; one that did not end is wrong."""

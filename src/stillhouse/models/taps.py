@@ -193,16 +193,17 @@ def ends_of_stages(found: Sequence[Layer]) -> list[str]:
 
 def _resolutions(found: Sequence[Layer]) -> list[list[Layer]]:
     """The maps by size; those of square numbers of tokens, where one size gives way to the next for good (Swin)."""
-    maps = [layer for layer in found if layer.form == "map" and min(layer.shape[1:]) > 1 and layer.parameters]
+    maps = [layer for layer in found if layer.form == "map" and min(layer.shape[1:]) > 1]
     square = [layer for layer in maps if layer.shape[1] == layer.shape[2]]
     by_size: dict[tuple[int, ...], list[Layer]] = {}
     for layer in square or maps:
         by_size.setdefault(layer.shape[1:], []).append(layer)
-    if len(by_size) > 1:
-        return list(by_size.values())
+    learned = [part for part in by_size.values() if any(layer.parameters for layer in part)]  # padding is no stage
+    if len(learned) > 1:
+        return learned
     tokens = [layer for layer in found if layer.form == "tokens" and math.isqrt(layer.shape[0]) ** 2 == layer.shape[0] > 1]
     runs = [list(part) for _, part in groupby(tokens, key=lambda layer: layer.shape[0])]
-    return runs if len({part[0].shape[0] for part in runs}) == len(runs) > 1 else list(by_size.values())
+    return runs if len({part[0].shape[0] for part in runs}) == len(runs) > 1 else learned
 
 
 def _end(stage: Sequence[Layer]) -> str:

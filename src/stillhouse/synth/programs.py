@@ -157,6 +157,11 @@ class ProgramTasks(Worded):
         """1 if the program in the answer passes all tests."""
         return worth(task.entry, text)
 
+    def right(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """What `verify` says of every answer, judged together."""
+        coder, tasks = self.coder(run), run.sources(self)[split].tasks
+        return self.scores([tasks[i] for i in examples], [coder.text(answer) for answer in answers])
+
     def scores(self, tasks: Sequence[Task], texts: Sequence[str | None]) -> list[float]:
         """The same of many answers, whose programs run at the same time."""
         return spread(lambda each: worth(*each), [(task.entry, text) for task, text in zip(tasks, texts, strict=True)])
