@@ -42,8 +42,23 @@ from stillhouse.teachers.module import ModuleTeacher
 TEACHER, STUDENT = ResNet(depth=56), ResNet(depth=20)
 BATCH, CLASSES, WARM = 64, 100, 3
 BOXES = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
-SGD = Optim(name="sgd", lr=0.05, weight_decay=5e-4, clip=None)
-OTHERS = ("dkd", "dist", "nkd", "logit_std", "fitnet", "attention_transfer", "sp", "pkt", "rkd", "nst", "cc", "vid", "crd")
+SGD = Optim(name="sgd", lr=1e-3, weight_decay=5e-4, clip=None)
+OTHERS = (
+    "dkd",
+    "dist",
+    "nkd",
+    "logit_std",
+    "fitnet",
+    "attention_transfer",
+    "sp",
+    "pkt",
+    "rkd",
+    "nst",
+    "cc",
+    "vid",
+    "crd",
+    "reviewkd",
+)
 
 
 def ours(method: Any, steps: int, *, stored: bool) -> Callable[[], Iterator[None]]:
@@ -104,7 +119,7 @@ def peer(steps: int) -> Callable[[], Iterator[None]]:
         },
         "teacher": {"requires_grad": False, "forward_proc": "forward_batch_only"},
         "student": {"forward_proc": "forward_batch_only"},
-        "optimizer": {"key": "SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}},
+        "optimizer": {"key": "SGD", "kwargs": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": loss, "weight": 1.0}}}},
     }  # fmt: skip
     data = torch.utils.data.TensorDataset(images, labels)
