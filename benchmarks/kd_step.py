@@ -48,7 +48,6 @@ OTHERS = (
     "dist",
     "nkd",
     "logit_std",
-    "fitnet",
     "attention_transfer",
     "sp",
     "pkt",
