@@ -131,7 +131,8 @@ def test_models_of_ours_by_name(here: Path, still: Still):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--data", "nothing.npz"), "no file .*nothing.npz"),
+        (("--data", "nothing.npz"), "no file or folder nothing.npz"),
+        (("--data", "nowhere/"), "no file or folder nowhere/"),
         (("--data", "nets.py"), "nets.py is no data for classifiers"),
         (("--data", "stripes.npz", "--method", "gkd"), "gkd is not for classifiers as it stands"),
         (("--data", "stripes.npz", "--length", "64"), "--length is for language models"),

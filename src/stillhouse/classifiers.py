@@ -135,14 +135,14 @@ def _data(given: Any, teacher: Any, column: str | None) -> Any:
     if not isinstance(given, (str, Path)):
         return given
     path = Path(given).expanduser()
+    if not path.exists():
+        raise RunError(f"no file or folder {given}")
     if path.is_dir():
         return Folder(path=str(path.resolve()))
     if path.suffix == ".npz":
         return Npz(path=str(path.resolve()))
     if path.suffix not in TABLES:
         raise RunError(f"{given} is no data for classifiers: a folder of images, an .npz, or a table ({', '.join(TABLES)})")
-    if not path.is_file():
-        raise RunError(f"no file {given}")
     if isinstance(teacher, HubClassifier) or getattr(teacher, "encode", None) is not None:
         return Labelled(path=str(path.resolve()), text=column or "text")
     columns = read_rows(str(path))[0]

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from stillhouse.core.engine import Loop
+from stillhouse.core.method import State
+from stillhouse.core.optim import Optim
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.run import Run, RunError
 from stillhouse.data.images import Digits
+from stillhouse.methods.classics.supervised import Supervised
 from stillhouse.models.call import pick_logits
 from stillhouse.models.encoder import inside
 from stillhouse.models.taps import ends_of_stages, layers, penultimate, tapped
@@ -178,3 +183,22 @@ def test_what_does_not_fit_is_refused(run: Run) -> None:
         ViT(shape=(3, 30, 32), classes=2).build(run)
     with pytest.raises(RunError, match="do not fill"):
         Mixer(shape=(3, 30, 32), classes=2).build(run)
+
+
+def test_batch_norms_stay_whole_in_bfloat16_and_the_rest_learns(tmp_path: Path) -> None:
+    run = Run(tmp_path, device=torch.device("cpu"))
+    run.horizon = 4
+    torch.manual_seed(0)
+    module = ResNet(depth=6, stem=4, widths=(4, 8), channels=3, classes=3).build(run).train()
+    batch = {"inputs": torch.randn(6, 3, 8, 8), "labels": torch.arange(6) % 3}
+    loop = Loop(Supervised(), State(student=module), run, Optim(lr=1e-2), bfloat16=True)
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    assert norms and all(part.weight.dtype == part.running_mean.dtype == torch.float32 for part in norms)
+    assert convolutions and all(part.weight.dtype == torch.bfloat16 for part in convolutions)
+    means = [part.running_mean.clone() for part in norms]
+    losses = []
+    for run.step in range(4):
+        losses.append(loop.step([batch])["student/loss"])
+    assert losses[-1] < losses[0]
+    assert not any(torch.equal(part.running_mean, before) for part, before in zip(norms, means, strict=True))

@@ -18,6 +18,7 @@ from ..models.call import answers, dense, weight_of
 from ..models.taps import AS, Form, Layer, chosen, ends_of_stages, layers, penultimate, shape_at, tapped
 from ..objectives.divergences import ForwardKL, cross_entropy
 from ..objectives.reduce import weighted_sum
+from .outputs import told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,8 @@ def compared(
     """
     found, shapes = matched(student, run, pairs, form, last=last)
     adapters = [adapter(mine, theirs) for mine, theirs in shapes] if adapt else []
-    told = ", ".join(f"{own} {list(a)} ~ {other} {list(b)}" for (own, other), (a, b) in zip(found, shapes, strict=True))
-    run.event("layers", text=told)
+    pairings = ", ".join(f"{own} {list(a)} ~ {other} {list(b)}" for (own, other), (a, b) in zip(found, shapes, strict=True))
+    run.event("layers", text=pairings)
     return Compared(student, adapters, form, found, shapes)
 
 
@@ -173,6 +174,5 @@ def total(seen: Seen, beside: Beside, terms: Mapping[str, tuple[float, Tensor]])
 
 def equation(beside: Beside, terms: Mapping[str, float]) -> str:
     """The objective with its live weights: means over items, sums over classes."""
-    factor = beside.soft * beside.temperature**2
-    parts = [(beside.labels, "CE(y, q)"), (factor, f"KL(p ‖ q at T={beside.temperature:g})")]
-    return " + ".join(f"{w:g} {name}" for w, name in (*parts, *((w, n) for n, w in terms.items())) if w)
+    soft = f"KL(p ‖ q at T={beside.temperature:g})"
+    return told({"CE(y, q)": beside.labels, soft: beside.soft * beside.temperature**2, **terms})
