@@ -35,7 +35,10 @@ class Coarse:
             for name in old:
                 if name not in images.names and not (isinstance(name, int) and 0 <= name < images.classes):
                     raise RunError(f"no class {name!r} to put into a group; there are {', '.join(images.names)}")
-                into[name if isinstance(name, int) else images.names.index(name)] = number
+                place = name if isinstance(name, int) else images.names.index(name)
+                if into[place] != -1:
+                    raise RunError(f"class {images.names[place]!r} is in two groups, by its name and by its number")
+                into[place] = number
 
         def new(labels: Tensor) -> Tensor:
             return into[labels.clamp(min=0)].where(labels >= 0, UNKNOWN)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.method import State
-from .taps import Form, as_map, as_tokens, as_vector
+from .taps import AS, Form
 
 
 class Adapted(State):
@@ -27,7 +27,7 @@ class Adapted(State):
 
 def shaped(shape: tuple[int, ...], form: Form) -> tuple[int, ...]:
     """The shape of one item [C, H, W], [N, D] or [D] after `taps.AS[form]`."""
-    made = {"map": as_map, "tokens": as_tokens, "vector": as_vector}[form](torch.empty(1, *shape, device="meta"))
+    made = AS[form](torch.empty(1, *shape, device="meta"))
     return tuple(made.shape[1:])
 
 

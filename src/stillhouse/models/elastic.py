@@ -77,7 +77,13 @@ class Elastic(Kept):
         return Supernet(self, shape[0], classes)
 
 
-class Supernet(nn.Module):
+class Family(nn.Module):
+    """Several networks in one module, which is called with the number of one of its `members`."""
+
+    members: tuple[Member, ...]
+
+
+class Supernet(Family):
     """The whole; `members` are in it. With `only`, the network of one member by itself."""
 
     def __init__(self, spec: Elastic, inputs: int, classes: int, only: Member | None = None):
@@ -116,13 +122,8 @@ class Supernet(nn.Module):
         x = x.mean((2, 3))
         return F.linear(x, self.head.weight[:, : x.shape[1]], self.head.bias)
 
-    def parameters_of(self, member: int) -> int:
-        """How many numbers this member has."""
-        alone = Supernet(self.spec, self.stem.in_channels, self.head.out_features, only=self.members[member])
-        return sum(p.numel() for p in alone.parameters())
 
-
-class Several(nn.Module):
+class Several(Family):
     """Networks that share nothing, as one family."""
 
     def __init__(self, parts: Iterable[nn.Module], members: tuple[Member, ...]):
@@ -188,12 +189,12 @@ def _counted(norm: nn.BatchNorm2d) -> Tensor:
 
 def members_of(module: nn.Module) -> tuple[Any, ...]:
     """The members of a family; a module that is none is its own only member."""
-    return tuple(getattr(module, "members", (None,)))
+    return module.members if isinstance(module, Family) else (None,)
 
 
 def logits_by(module: nn.Module, batch: Mapping[str, Any], member: int) -> Tensor:
     """[B, V]: what one member says."""
-    said = module(batch["inputs"], member=member) if hasattr(module, "members") else logits_of(module, batch)
+    said = module(batch["inputs"], member=member) if isinstance(module, Family) else logits_of(module, batch)
     if not isinstance(said, Tensor):
         raise RunError(f"{type(module).__name__} leaves its logits unprojected: a network for images is needed")
     return said
@@ -203,7 +204,7 @@ def logits_by(module: nn.Module, batch: Mapping[str, Any], member: int) -> Tenso
 def recalibrated(module: nn.Module, member: int, batches: Iterable[Mapping[str, Any]]) -> Iterator[nn.Module]:
     """A copy of the module in evaluation mode whose batch norms have the means of this member over the batches: what a
     shared one has seen is a mixture of all members. Without batch norms it is the module itself."""
-    if not hasattr(module, "members") or not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
+    if not isinstance(module, Family) or not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
         yield module.eval()
         return
     made = copy.deepcopy(module).eval()

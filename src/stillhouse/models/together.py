@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ class Average(nn.Module):
         """What the members are called with to `[*N, V]`, at least float32."""
         batch = {"inputs": args[0] if args else inputs}
         said = [dense(logits_of(member, batch)) for member in self.members]
-        return torch.stack([z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(-1) for z in said]).logsumexp(0)
+        return torch.stack([z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(-1) for z in said]).logsumexp(
+            0
+        ) - math.log(len(said))
 
 
 @dataclass(frozen=True, kw_only=True)

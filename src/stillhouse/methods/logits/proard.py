@@ -42,7 +42,7 @@ from ...core.signal import Batch, Kind
 from ...core.stage import Audit
 from ...models.attacks import Attack
 from ...models.call import dense, weight_of
-from ...models.elastic import Elastic, Member, logits_by
+from ...models.elastic import Elastic, Family, Member, logits_by
 from ...models.toys import ConvNet
 from ...models.vision import ResNet
 from ...objectives.divergences import ForwardKL
@@ -88,7 +88,7 @@ class ProARD:
     def setup(self, student: nn.Module, run: Run) -> State:
         """The student alone; RunError if it is no family or the data are no images."""
         images_light(run)
-        if not hasattr(student, "members"):
+        if not isinstance(student, Family):
             raise RunError("the student has no members: set it to {use: models.elastic.Elastic, channels: [64, 128]}")
         return State(student=student)
 
