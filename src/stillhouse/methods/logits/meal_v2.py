@@ -153,7 +153,7 @@ def proof() -> Proof:
     anew = ours.set("train.student", None).set("train.steps", 2 * made.stages["train"].steps)
     return Proof(
         claim="A student that is trained already and then hears three teachers' mean probabilities, without labels,"
-        " classifies better than one that goes on with the labels, than one that hears the best teacher alone, and than one"
+        " classifies better than one that goes on with the labels, than one that hears the first teacher alone, and than one"
         " that begins anew.",
         arms={
             "ours": ours,

@@ -134,7 +134,7 @@ class ProARD:
 def recipe(scale: Scale = "small") -> Recipe:
     """Six networks in one: digits (smoke), MNIST with a radius of 0.05 (small). CIFAR-100 and 27 networks (paper).
 
-    The stage `plain` trains the largest with TRADES, alone.
+    The stage `apart` trains as many networks that share nothing, for as many steps in all, alone.
     """
     attack = pick(
         scale, smoke=Attack(radius=0.03, stride=0.015, steps=3), small=Attack(radius=0.05, stride=0.02, steps=4),
