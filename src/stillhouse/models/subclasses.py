@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Subclasses:
         return getattr(self.spec, "classes", None) or sizes_of(run, (), None)[1]
 
     def _wide(self, classes: int) -> Any:
-        asked = is_dataclass(self.spec) and any(f.name == "classes" for f in fields(self.spec))
+        asked = "classes" in getattr(self.spec, "__dataclass_fields__", {})
         return replace(self.spec, classes=classes * self.per_class) if asked else self.spec
 
 
