@@ -11,7 +11,8 @@ import pytest
 from stillhouse.audits.made_labels import MadeLabels
 from stillhouse.core.report import Figure
 from stillhouse.core.run import Run
-from stillhouse.synth.synthesize import ACCOUNT, ROWS, write_rows
+from stillhouse.synth.synthesize import ACCOUNT, ROWS
+from stillhouse.synth.table import write
 
 
 def found(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Figure]]:
@@ -19,7 +20,7 @@ def found(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], l
     steps = [{"step": "mix", "given": 2, "made": 20, "lost": {"copy": 3, "empty": 1}}]
     account = {"steps": steps, "teachers": {"teacher": {"calls": 44, "tokens": 1000, "money": 1.5, "borrowed": 7}}}
     with run.artifact("make") as folder:
-        write_rows(folder / ROWS, rows)
+        write(folder / ROWS, rows)
         (folder / ACCOUNT).write_text(json.dumps(account))
     all_ = list(MadeLabels()(run, subjects=None))  # type: ignore[arg-type]
     return {f.name: f for f in all_ if not isinstance(f, Figure)}, [f for f in all_ if isinstance(f, Figure)]

@@ -46,6 +46,9 @@ def read(folder: Path | str) -> Report:
     language = _language(recipe, findings)
     stages = tuple(_stage(folder, name, recipe, events, metrics, language) for name in planned or found)
     reasons = Counter(str(row.get("why", "no reason given")) for row in read_lines(folder / "rejects.jsonl"))
+    made = {n: account for n in found if (account := _json(folder / "artifacts" / n / "data" / "account.json"))}
+    for step in (step for account in made.values() for step in account["steps"]):
+        reasons.update(step["lost"])
     drawn = [_build(Figure, row) for row in rows if {"title", "x", "y", "series"} <= row.keys()]
     return Report(
         recipe=recipe,
@@ -59,7 +62,7 @@ def read(folder: Path | str) -> Report:
         samples=tuple(row for row in rows if "prompt" in row),
         rejects=dict(reasons.most_common()),
         pictures=tuple(p.relative_to(folder).as_posix() for p in sorted((folder / "artifacts").glob("*/data/*.png"))),
-        made={n: account for n in found if (account := _json(folder / "artifacts" / n / "data" / "account.json"))},
+        made=made,
         environment=_json(folder / "environment.json") or {},
         papers=tuple(_papers(recipe)),
         warnings=tuple(str(e.get("text", "")) for e in events if e.get("event") == "warning"),

@@ -21,7 +21,7 @@ class Made:
         """`train` with what was made; the other splits as they are."""
         base = run.recipe.data
         names, splits = names_of(base, run), base.rows(run)
-        made = made_rows(run, self.stage)
+        made = list(made_rows(run, self.stage))
         unknown = {row["label"] for row in made} - set(names)
         if unknown:
             raise RunError(f"stage {self.stage!r} made rows of the class {sorted(unknown)[0]!r}, which the data do not have")

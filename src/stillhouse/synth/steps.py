@@ -1,28 +1,29 @@
 """A step makes or judges data: rows in, rows out. Here is what every step is lent: teachers, chance, ids, rejects.
 
-A row is a mapping. `_id` names it by its content or by its ancestors, `_from` names its parents, and whatever begins
-with an underscore is the engine's. A step yields a row it was given (changed or not: `{**row, "label": new}`), or a new
+What a row is says `synth/table.py`. A step yields a row it was given (changed or not: `{**row, "label": new}`), or a new
 one from `work.child`; it hands a row that it drops to `work.lose`, with the reason.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from ..core.files import file_hash
 from ..core.recipe import to_plain
-from ..core.run import Run, seed_of
+from ..core.run import Run, RunError, seed_of
 from ..core.signal import Completion, Kind
 from ..teachers.text import Ask, Lost
 from .calls import Calls
+from .table import Row, Table, Writing, hash_of
 
-Row = Mapping[str, Any]
 T = TypeVar("T")
 
 
@@ -61,14 +62,15 @@ class Work:
     """One step at work."""
 
     run: Run
-    name: str
+    name: str  # of the step, below the steps that it is a part of: `rounds/2/rewrite`
     fingerprint: str
     calls: Calls
+    within: Callable[[str, Mapping[str, Any], Iterable[Row]], Table] | None = None  # what makes rows with further steps
     total: int = 0  # calls that it will make, for the progress
     done: int = 0
     began: float = 0.0
+    lost: Writing | None = None
     reasons: Counter[str] = field(default_factory=Counter[str])
-    children: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
 
     def ask(self, role: str, asks: Iterable[tuple[T, Ask]]) -> Iterator[tuple[T, Completion | Lost]]:
         """Every ask with its answer, in order; what was asked before is not asked again."""
@@ -82,16 +84,26 @@ class Work:
             self.run.progress.update(f"{self.run.stage}, {self.name}", self.done, total, {}, time.monotonic() - self.began)
 
     def child(self, *parents: Row, **columns: Any) -> Row:
-        """A new row with these columns that comes from these rows."""
-        names = tuple(sorted({str(parent["_id"]) for parent in parents}))
-        self.children[names] += 1
-        key = [self.fingerprint, names, self.children[names]]
-        return {"_id": _hash(key), "_from": list(names), **columns}
+        """A new row with these columns that comes from these rows; its name depends on both.
+
+        Two rows with the same parents and content are told apart by their order, which is all that differs.
+        """
+        names = sorted({str(parent["_id"]) for parent in parents})
+        key = [self.fingerprint, self.name, names, _plain(columns)]
+        return New({"_id": hash_of(key), "_from": names, **columns})
 
     def lose(self, row: Row, why: str, **numbers: Any) -> None:
         """Put a row aside, with the reason and the numbers that decided it."""
         self.reasons[why] += 1
-        self.run.reject({**row, **numbers, "_step": self.name}, why)
+        if self.lost is not None:
+            told = {"_id": str(row.get("_id", "")), "_from": row.get("_from", []), "_why": why}
+            self.lost.add({**told, "numbers": numbers, "row": dict(row)})
+
+    def inside(self, name: str, steps: Mapping[str, Any], rows: Iterable[Row]) -> Table:
+        """The rows that further steps make of these: what a step that consists of others does. All are kept."""
+        if self.within is None:
+            raise RunError("steps within a step need a stage that makes data")
+        return self.within(f"{self.name}/{name}", steps, rows)
 
     def rng(self, *key: object) -> random.Random:
         """Chance that depends on the run's seed, this step's name and the key, and on nothing else."""
@@ -102,25 +114,27 @@ class Work:
         return seed_of(self.run.seed, self.run.stage, self.name, *key)
 
 
+class New(dict[str, Any]):
+    """A row that `child` has made and nobody has changed."""
+
+
 def step_fingerprint(step: Any, teachers: Mapping[str, str]) -> str:
-    """What a step's rows depend on beside the rows it is given: its settings and the teachers that it asks."""
-    return _hash([to_plain(step), dict(teachers)])
+    """What a step's rows depend on beside the rows it is given: its settings, its code and the teachers that it asks."""
+    return hash_of([to_plain(step), _code(type(step)), dict(teachers)])
 
 
 def given(row: Row) -> dict[str, Any]:
     """A row from outside with its name: the hash of its content."""
-    plain = {k: v for k, v in row.items() if not k.startswith("_")}
-    return {"_id": _hash(plain), "_from": [], **plain}
+    plain = _plain(row)
+    return {"_id": hash_of(plain), "_from": [], **plain}
 
 
-def ids_hash(rows: Iterable[Row]) -> str:
-    """One name for a table: its rows with their content, in their order."""
-    total = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        total.update(_hash(row).encode())
-    return total.hexdigest()
+def _plain(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.startswith("_")}
 
 
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+@lru_cache(maxsize=256)
+def _code(kind: type) -> str:
+    """The words of the file that a step is written in."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return file_hash(Path(file)) if file else ""

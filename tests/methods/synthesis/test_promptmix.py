@@ -98,7 +98,7 @@ def test_the_new_label_replaces_the_one_that_was_asked_for(tmp_path: Path) -> No
 def test_what_is_lost_has_a_reason(tmp_path: Path) -> None:
     bank = Bank(answer='1. "Card question NUMBER 1"\n2. new {number}')
     copies = synthesized(tmp_path / "a", Mix(each=8), bank=bank, shots=14)
-    (told,) = account_of(copies, "make")["steps"]
+    _, told = account_of(copies, "make")["steps"]
     assert told["lost"]["the same text was there before"] + told["made"] == 24
     with pytest.raises(RunError, match="no row is left .* no text in the answer"):
         synthesized(tmp_path / "b", Mix(each=2), bank=Bank(answer=" \n "))
