@@ -35,7 +35,7 @@ from ...core.run import Run
 from ...core.signal import Batch, Kind
 from ...models.adapters import resized
 from ...objectives.maps import feature_gap
-from ..images import against_hinton, arm, images
+from ..images import NOTE, against_hinton, arm, images
 from ..layers import Beside, Pairs, compared, equation, matched, total
 from ..outputs import check_warmup, warmed
 from .fitnet import FitNet
@@ -138,9 +138,14 @@ def recipe(scale: Scale = "small") -> Recipe:
 def proof() -> Proof:
     """Against the labels alone, soft targets, and a hint at each layer without review."""
     ours = recipe("small")
-    hints = FitNet(layers=Pairs(student=("stages.*", "head:in"), teacher=("stages.*", "head:in")))
+    hints = FitNet(weight=ReviewKD().weight, layers=Pairs(student=("stages.*", "head:in"), teacher=("stages.*", "head:in")))
     claim = (
         "A student whose layers review what all earlier layers of its teacher compute classifies better than one that learns"
     )
     claim += " from the teacher's outputs, than one with a hint at each layer, and than one without a teacher."
-    return against_hinton(ours, claim, arms={"hints": arm(ours, hints, name="hints")})
+    note = (
+        f"{NOTE} `hints` has the same layers and the same weight, 5, as `ours`; it has a regressor at each layer in place of"
+        " the fusion, compares maps at their full size alone, and its weight does not grow at the beginning. The fusion's"
+        " passes come on top."
+    )
+    return against_hinton(ours, claim, arms={"hints": arm(ours, hints, name="hints")}, note=note)

@@ -15,9 +15,9 @@ thrown away; the teacher is frozen.
 
 Differs from the paper / the authors' code: no code is known to us. The names of the three losses and their roles are
 the paper's; the formulas, weights (1, 0.1, 0.1), width of a message and the second round are reconstructed from its
-reviews. Ours is that lower and upper states have encoders of their own (E', where they differ in width), that L_SC does
-not move the student, and that messages are maps: tokens are laid out as a square, a class token stays the teacher's
-own, and maps are brought to the size at hand.
+reviews. Ours is that either network has two encoders, E for the layer that it first speaks of (the student's lower, the
+teacher's upper one) and E' for its other one, that L_SC does not move the student, and that messages are
+maps: tokens are laid out as a square, a class token stays the teacher's own, and maps are brought to the size at hand.
 """
 
 from __future__ import annotations
@@ -181,9 +181,10 @@ def proof() -> Proof:
     claim += " its outputs, classifies better than with the outputs alone, with a hint beside them, with the same modules"
     claim += " and no questions (`silent`), and without a teacher."
     note = (
-        "MNIST at 14 x 14 pixels: the teacher (73,000 parameters) learned from 1,000 images, the student (10,500) has 100"
-        " of them, which depend on the seed; 1,000 to choose by, 10,000 to judge. Every arm takes 400 steps of 64 images;"
-        " `ours` runs its teacher twice. `ours`, `hint` and `silent` have the soft targets of `hinton` beside them. All"
-        " learn from digits: the paper's change of domain is not in it."
+        "MNIST at 14 x 14 pixels: the teacher (73,000 parameters) learned from 1,000 images, the student (10,500) has"
+        " 100 of them, which depend on the seed; 1,000 to choose by, 10,000 to judge. Every arm takes 400 steps of 64"
+        " images; the teacher's 600 and its passes come on top, of which `ours` has two a step. `ours`,"
+        " `hint` and `silent` have the soft targets of `hinton` beside them. All learn from digits: the paper's change"
+        " of domain is not in it."
     )
     return against_hinton(ours, claim, arms={"hint": hint, "silent": silent}, note=note)

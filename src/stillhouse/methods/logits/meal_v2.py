@@ -42,7 +42,7 @@ from ...models.vision import ResNet
 from ...objectives.divergences import log_softmax
 from ...teachers.ensemble import Ensemble
 from ...teachers.module import ModuleTeacher
-from ..images import NOTE, RATES, arm, images
+from ..images import RATES, arm, images
 from ..outputs import added, outputs, told
 
 PAPER = Paper(
@@ -169,5 +169,10 @@ def proof() -> Proof:
         seeds=(0, 1, 2, 3, 4),
         minutes=8.0,
         tune={"train.optim.lr": RATES},
-        note=NOTE + " Here the student has learned the labels for 400 steps before; the arm `anew` has not, and takes 800.",
+        note="MNIST at 14 x 14 pixels, 1,000 images to learn from, 1,000 to choose by, 10,000 to judge. The three"
+        " teachers are ConvNets of 73,000 and 37,000 parameters and a perceptron of 119,000, each trained for 600 steps"
+        " of 64 shifted images; `single` hears the first, which was not chosen as the best. The student has 10,500, has"
+        " learned the labels for 400 steps at a rate of 0.01, and takes 400 more; `anew` takes 800 from the start. All"
+        " arms but `alone` have the discriminator, at a rate of 0.001. The teachers' training and passes, three times"
+        " those of `single`, come on top. The weights and the order depend on the seed, the split does not.",
     )

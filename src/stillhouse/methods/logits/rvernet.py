@@ -36,13 +36,14 @@ from ...core.run import Run, RunError
 from ...core.signal import Batch, Kind
 from ...core.stage import Audit, Train
 from ...data.regions import Regions, Scenes
-from ...models.call import dense, logits_of, weight_of
+from ...models.call import logits_of, weight_of
 from ...models.toys import ConvNet
 from ...models.views import Fused, LateFusion, View
 from ...models.vision import ResNet, ViT
 from ...objectives.divergences import cross_entropy
 from ...teachers.module import ModuleTeacher
 from ..classics.supervised import Supervised
+from ..tokens import two_tokens
 
 PAPER = Paper(
     id="rvernet",
@@ -78,15 +79,7 @@ class TokenTaught:
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """One update over all items; those without a label have the teacher's choice alone."""
-        said = s.student(batch["inputs"], each=True)
-        if "distilled" not in said:
-            raise RunError("the student has no distillation token: set distilled=true on its models.vision.ViT")
-        choice = dense(run.teachers[self.teacher](batch, self.needs).need("logits")).argmax(-1)
-        weight = weight_of(batch)
-        label = cross_entropy(said["class"], batch["labels"], weight=weight).sum()
-        other = cross_entropy(said["distilled"], choice, weight=weight).sum()
-        logs = {"label": label.detach(), "choice": other.detach()}
-        yield Update((1 - self.hard) * label + self.hard * other, count=weight.sum(), logs=logs)
+        yield two_tokens(s.student, batch, run.teachers[self.teacher], self.hard)
 
 
 @dataclass(frozen=True, kw_only=True)
