@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from torch.nn.functional import fold
 
 from stillhouse.core.engine import micro_batches
 from stillhouse.core.recipe import Recipe
@@ -24,7 +25,6 @@ from stillhouse.models.masked import (
     hidden,
     noise,
     patchify,
-    unpatchify,
     visible,
     waves,
 )
@@ -59,7 +59,7 @@ def test_patches_are_rows_of_the_image_and_come_back():
     for n, (row, column) in enumerate((r, c) for r in range(3) for c in range(2)):
         own = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten(1)
         assert torch.equal(parts[:, n], own)
-    assert torch.equal(unpatchify(parts, SHAPE, 2), x)
+    assert torch.equal(fold(parts.mT, SHAPE[1:], 2, stride=2), x)
 
 
 SEEN = [(196, 0.75, 49), (49, 0.75, 12), (100, 0.9, 10), (6, 0.99, 1), (6, 0.01, 5)]
@@ -112,7 +112,7 @@ def test_hidden_patches_are_not_looked_at(run: Run, token: bool):
     module = made(run, replace(SPEC, encoder=replace(SPEC.encoder, class_token=token)))
     x, kept = images(), torch.tensor([[4, 1], [0, 2], [5, 3]])
     changed = torch.where(hidden(kept, 6).bool()[:, :, None], 7.0, patchify(x, 2))
-    other = unpatchify(changed, SHAPE, 2)
+    other = fold(changed.mT, SHAPE[1:], 2, stride=2)
     a, b = (module.decode(module.encode(y, kept)[-1], kept)[-1] for y in (x, other))
     assert torch.equal(a, b)
     assert a.shape == (3, 6 + token, 12)

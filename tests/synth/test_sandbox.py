@@ -19,7 +19,7 @@ import torch
 
 from stillhouse.core.run import Run, RunError
 from stillhouse.synth import sandbox as module
-from stillhouse.synth.sandbox import Outcome, Program, Sandbox
+from stillhouse.synth.sandbox import Outcome, Program, Sandbox, spread
 
 SMALL = Sandbox(cpu=2, seconds=3.0, memory=256 << 20, processes=8, disk=1 << 20, output=1 << 16)
 QUICK = replace(SMALL, seconds=0.6)
@@ -96,14 +96,14 @@ def test_a_program_runs_reads_and_prints() -> None:
 
 @confined
 def test_the_same_program_says_the_same() -> None:
-    told = SMALL.run_many([Program("print(hash('a'), {'a', 'b', 'c'})")] * 3)
+    told = spread(SMALL.run, [Program("print(hash('a'), {'a', 'b', 'c'})")] * 3)
     assert len({each.stdout for each in told}) == 1
 
 
 @confined
 def test_many_programs_keep_their_order() -> None:
     sources = [Program(f"import time; time.sleep({0.2 if i == 0 else 0}); print({i})") for i in range(5)]
-    assert [each.stdout for each in SMALL.run_many(sources)] == [f"{i}\n" for i in range(5)]
+    assert [each.stdout for each in spread(SMALL.run, sources)] == [f"{i}\n" for i in range(5)]
 
 
 @confined
@@ -305,7 +305,7 @@ def test_what_goes_on_forever_is_ended(source: str) -> None:
 def test_processor_time_is_counted_for_itself() -> None:
     ignoring = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
     busy = replace(SMALL, cpu=1, seconds=30.0)
-    found = busy.run_many([Program("while True: pass"), Program(ignoring)])
+    found = spread(busy.run, [Program("while True: pass"), Program(ignoring)])
     assert [each.status for each in found] == ["timeout", "killed"]
     assert all(each.code is not None and each.seconds < 20 for each in found)  # the kernel ended them, not we
 

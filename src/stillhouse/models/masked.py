@@ -197,13 +197,6 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     return parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def unpatchify(patches: Tensor, shape: tuple[int, int, int], patch: int) -> Tensor:
-    """The inverse of `patchify`; shape [C, H, W] of an image."""
-    channels, height, across = shape
-    parts = patches.reshape(len(patches), height // patch, across // patch, channels, patch, patch)
-    return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), channels, height, across)
-
-
 def noise(batch: Batch, patches: int, run: Run) -> Tensor:
     """Uniform numbers `[B, N]` for the patches of each item: they depend on the run's seed, the item and the step alone.
 

@@ -47,15 +47,3 @@ def standardised_kl(
         return ForwardKL().term(mine, theirs).sum(-1)
 
     return dense(values, *written(student, teacher), weight=weight)
-
-
-def standardised_cross_entropy(
-    student: Tensor, target: Tensor, *, eps: float = 1e-7, weight: Tensor | None = None
-) -> Tensor:
-    """-sum_k y_k log softmax(Z(z_s))_k of each item, [*N], for a distribution `target` [*N, V]: MIX-KD's label term."""
-
-    def values(student: Tensor, target: Tensor) -> Tensor:
-        log_q = log_softmax(standardise(student, eps=eps))
-        return -(target.to(log_q.dtype) * log_q).sum(-1)
-
-    return dense(values, student, target.detach(), weight=weight)

@@ -130,10 +130,6 @@ class Sandbox:
         source = program.source.encode(errors="surrogatepass")
         return self.jobs(Job(SCRIPT, {"program.py": source}, program.stdin.encode(errors="surrogatepass")))
 
-    def run_many(self, programs: Iterable[Program]) -> list[Outcome]:
-        """Run many, as many at a time as there are cores; the outcomes in the order of the programs."""
-        return spread(self.run, programs)
-
     def jobs(self, first: Job, second: Job | None = None) -> Outcome:
         """Run a job; with a `second`, each in a sandbox of its own, reading what the other writes, until `first` ends."""
         with tempfile.TemporaryDirectory() if self.unsafe else nullcontext("/") as scratch:

@@ -36,6 +36,7 @@ from ...core.run import Run
 from ...core.signal import Batch, Kind, TopK
 from ...data.augment import Augment
 from ...data.images import Digits
+from ...data.mild import MILD
 from ...models.call import answers, dense, logits_of, weight_of
 from ...models.toys import MLP, ConvNet
 from ...models.vision import ResNet
@@ -105,7 +106,7 @@ def recipe(scale: Scale = "small") -> Recipe:
     The paper's teachers and its random erasing differ by the data set; the networks of `paper` are those of other tables.
     """
     changes = pick(
-        scale, smoke=Augment(shift=1), small=Augment(shift=2, operations=1, kinds=KINDS, draws=20),
+        scale, smoke=Augment(shift=1), small=Augment(shift=2, operations=1, kinds=MILD, draws=20),
         paper=Augment(shift=4, flip=True, operations=2, cutout=0.25, draws=100),
     )  # fmt: skip
     found = replace(pick(scale, smoke=Digits(), small=SMALL, paper=CIFAR), augment=changes)
@@ -122,10 +123,6 @@ def recipe(scale: Scale = "small") -> Recipe:
     label = Label(format=KeptTopK(k=kept), teacher=live, splits=("train",), draws=changes.draws or 1, batch=64)
     begin = {"teacher": first, "second": stages["second"], "reinforce": label}
     return replace(made, teachers={"teacher": Cached(stage="reinforce", live=live)}, stages={**begin, **made.stages})
-
-
-# A digit is no other one after these.
-KINDS = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y", "sharpness", "contrast", "brightness")
 
 
 def proof() -> Proof:

@@ -42,6 +42,7 @@ from ...core.signal import Batch, Kind
 from ...data.augment import Augment
 from ...data.images import Digits, LongTail, Npz, Split, Standard
 from ...data.late import Late
+from ...data.mild import MILD
 from ...models.call import answers, dense, logits_of
 from ...models.sharpness import uphill
 from ...models.vision import ViT
@@ -183,10 +184,6 @@ def recipe(scale: Scale = "small") -> Recipe:
         "audit": replace(made.stages["audit"], checks=(*made.stages["audit"].checks, Tails())),
     }
     return replace(made, stages=stages)
-
-
-# Digits have no colours to change, and a level of brightness is most of what one has.
-MILD = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y", "sharpness", "contrast", "brightness")
 
 
 def proof() -> Proof:

@@ -6,12 +6,11 @@
 phi_i is the influence of training item i: how the cross-entropy on a few trusted items moves if i counts more. g_val is
 its gradient there, H the Hessian of the mean training cross-entropy with `damping` on its diagonal, both in the student's
 last layer alone (`objectives.influence`). Items that do good count more, up to twice; wrong labels less. H^-1 g_val is
-solved for every `every` steps; in between each item's weight follows its own gradient. The weights are divided by their
-mean over the items of the last solution.
+solved for every `every` steps; in between each item's weight follows its own gradient.
 
 Sure, from the abstract and a summary: influence on a validation loss, through a sigmoid to weights of items, several ways
 to update them, and semi-supervised learning, where an item without a label takes the teacher's. Ours: the last layer, the
-damping, the scale and that the weights have mean 1. `every=0` solves once, after `warmup`; `curvature=false` takes the
+damping and the scale. `every=0` solves once, after `warmup`; `curvature=false` takes the
 identity for H; `every=1` with it is a weight by the alignment of gradients.
 
 Differs from the paper / the authors' code: the teacher is not trained along (the paper's joint update, of which we know
@@ -96,7 +95,7 @@ class KDAIF:
         trusted = self._trusted(run)
         run.event("influence", layer=layer.name, trusted=len(trusted))
         empty = torch.zeros(run.source.classes, layer.came[0] + 1, dtype=torch.float64)
-        return Weighed(student, tap, trusted, solution=empty, deviation=0.0, mean=1.0)
+        return Weighed(student, tap, trusted, solution=empty, deviation=0.0)
 
     def step(self, s: Any, batch: Batch, run: Run) -> Iterator[Update]:
         """One update over all items; one without a label takes the teacher's."""
@@ -129,14 +128,11 @@ class KDAIF:
         s.solution.copy_(solved(gradient, p, h, self.damping) if self.curvature else gradient)
         phi = torch.cat([self._influences(s, seen) for seen in train])
         s.deviation.copy_(phi.std(correction=0) + 1e-12)
-        s.mean.fill_(1.0)
-        weights = torch.cat([self._weights(s, seen) for seen in train])
-        s.mean.copy_(weights.mean())
         truth = getattr(run.source, "truth", None)
         if truth is not None:
             right = (run.source.labels == truth)[some]
             if not bool(right.all()):
-                run.event("influence", step=run.step, right_labels_ranked_first=ranked_right(weights.cpu(), right))
+                run.event("influence", step=run.step, right_labels_ranked_first=ranked_right(-phi.cpu(), right))
 
     def _trusted(self, run: Run) -> list[int]:
         """Numbers of labelled items of the trusted split, of every class as many."""
@@ -159,14 +155,14 @@ class KDAIF:
         return influence(s.solution, residuals(*args, self.alpha, self.temperature), seen.h)
 
     def _weights(self, s: Weighed, seen: Seen) -> Tensor:
-        """[B] with mean 1 over the items of the last solution; 1 before the first."""
+        """[B] from 0 to 2; 1 before the first solution."""
         phi = self._influences(s, seen)
-        weights = 2 * torch.sigmoid(-self.scale * phi / s.deviation.clamp(min=1e-12)) / s.mean
+        weights = 2 * torch.sigmoid(-self.scale * phi / s.deviation.clamp(min=1e-12))
         return torch.where(s.deviation > 0, weights, torch.ones_like(weights))
 
 
 class Weighed(State):
-    """The student, and H^-1 g_val with the spread of influences and the mean of the weights at that time."""
+    """The student, and H^-1 g_val with the spread of influences at that time."""
 
     def __init__(self, student: nn.Module, tap: str, trusted: Sequence[int], **parts: Any):
         super().__init__(student=student, **parts)

@@ -34,10 +34,10 @@ from ...core.signal import Batch, Kind
 from ...core.stage import Audit
 from ...data.pruned import Pruned
 from ...models.scored import Scores
-from ...objectives.divergences import ForwardKL
+from ..classics.hinton import Hinton
 from ..classics.supervised import Supervised
 from ..images import RATES, SMALL, alone, arm, images
-from ..outputs import added, check_temperature, outputs
+from ..outputs import check_temperature
 
 PAPER = Paper(
     id="kd_data_pruning",
@@ -79,10 +79,9 @@ class PrunedKD:
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """One update over all items; those without a label keep the soft term."""
-        said, soft = outputs(s, batch, run, self.needs), self.soft(getattr(run.source, "share", 1.0))
-        kl = ForwardKL()(said.student, said.teacher, temperature=self.temperature, weight=said.weight).sum()
-        terms = {"kl": (soft * self.temperature**2, kl), "cross_entropy": (1 - soft, said.cross_entropy())}
-        yield added(terms, said.weight.sum())
+        yield from Hinton(temperature=self.temperature, alpha=self.soft(getattr(run.source, "share", 1.0))).step(
+            s, batch, run
+        )
 
 
 LARGE = replace(SMALL, train=5000)
