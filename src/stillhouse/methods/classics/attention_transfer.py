@@ -30,7 +30,7 @@ from ...core.recipe import Recipe, Scale, pick
 from ...core.run import Run
 from ...core.signal import Batch, Kind
 from ...objectives.maps import Attention, attention_gap
-from ..images import NOTE, against_hinton, images
+from ..images import NOTE, RATES, against_hinton, images
 from ..layers import Beside, Pairs, compared, equation, total
 from ..maps import with_cells
 
