@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from logit_toys import BATCH, CE, LABELS, STUDENT, TEACHER, Headed, mean, only, taught
 from stillhouse.cli.results import findings
 from stillhouse.core.run import Run, RunError
-from stillhouse.core.stage import execute
-from stillhouse.methods.classics.born_again import BornAgain, permuted, recipe
+from stillhouse.core.stage import Train, execute
+from stillhouse.methods.classics.born_again import BornAgain, permuted, proof, recipe
 
 KL = 2.4221741883835124  # by RepDistiller's DistillKL at T = 1
 
@@ -96,3 +96,9 @@ def test_the_equation_names_the_target():
     assert BornAgain(labels=1.0).equation == "1 CE(y, q) + 1 KL(p ‖ q)"
     assert BornAgain(target="permuted").equation == "1 KL(permuted p ‖ q)"
     assert BornAgain(target="confidence").equation == "mean of CE(y, q), weighted by max p"
+
+
+def test_the_long_arm_takes_the_steps_of_all_generations():
+    arms = proof().arms
+    steps = {name: sum(s.steps for s in arms[name].stages.values() if isinstance(s, Train)) for name in arms}
+    assert steps["long"] == steps["ours"] == steps["cwtm"] == steps["dkpp"] == 3 * steps["alone"]

@@ -10,7 +10,8 @@ import torch
 
 from masked_toys import SMALL, few_images, stood, total
 from stillhouse.core.run import RunError
-from stillhouse.methods.features.g2sd import Generic, Specific
+from stillhouse.core.stage import Train
+from stillhouse.methods.features.g2sd import Generic, Specific, proof
 from stillhouse.models.masked import noise, visible
 from stillhouse.models.vision import ViT
 from stillhouse.teachers.module import Frozen
@@ -125,3 +126,11 @@ def test_what_does_not_fit_is_said(tmp_path):
     s, run, batch = specific(tmp_path, classes=40)
     with pytest.raises(RunError, match="more classes apart"):
         list(Specific().step(s, batch, run))
+
+
+def test_all_arms_take_the_same_steps():
+    own = [
+        [made.stages[name].steps for name in ("train", "tuned") if isinstance(made.stages.get(name), Train)]
+        for made in proof().arms.values()
+    ]
+    assert own == [own[0]] * 4 and len(own[0]) == 2

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from stillhouse.core.run import Run, RunError
 from stillhouse.data.images import Images
-from stillhouse.methods.logits.kd3 import KD3, clear, trust
+from stillhouse.methods.logits.kd3 import KD3, clear, proof, trust
 from stillhouse.models.borrowed import Borrower, target
 from stillhouse.models.toys import Convolutional
 from stillhouse.models.vision import Residual, ResNet
@@ -150,3 +150,8 @@ def test_a_student_with_a_head_of_its_own_is_refused(tmp_path):
     run = Run(tmp_path)
     with pytest.raises(RunError, match="Borrowing"):
         KD3().setup(Residual(THIN, 1, 4), run)
+
+
+def test_all_arms_train_the_same_network():
+    arms = proof().arms.values()
+    assert len({repr((made.stages["train"].student, made.stages["train"].steps)) for made in arms}) == 1

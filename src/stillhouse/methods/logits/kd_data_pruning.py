@@ -79,9 +79,8 @@ class PrunedKD:
 
     def step(self, s: State, batch: Batch, run: Run) -> Iterator[Update]:
         """One update over all items; those without a label keep the soft term."""
-        yield from Hinton(temperature=self.temperature, alpha=self.soft(getattr(run.source, "share", 1.0))).step(
-            s, batch, run
-        )
+        alpha = self.soft(getattr(run.source, "share", 1.0))
+        yield from Hinton(temperature=self.temperature, alpha=alpha).step(s, batch, run)
 
 
 LARGE = replace(SMALL, train=5000)
