@@ -454,6 +454,43 @@ def signals(
     typer.echo(shown.describe(folder, teacher=teacher, json=json))
 
 
+Made = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder in which a stage made data")]
+MadeStage = Annotated[str | None, typer.Option("--stage", help="the stage, if several made data")]
+
+
+@app.command(rich_help_panel=CHECK)
+def explain(
+    run: Made, row: Annotated[str, typer.Argument(help="a row's _id, or how it begins")], stage: MadeStage = None
+) -> None:
+    """Where a row of made data comes from: every step, every ancestor, and why it was lost if it was."""
+    from . import made
+
+    typer.echo(made.explain(run, row, stage))
+
+
+@app.command(rich_help_panel=CHECK)
+def waterfall(run: Made, stage: MadeStage = None) -> None:
+    """How many rows of made data went into each step, came out, and were lost for which reason."""
+    from . import made
+    from .show import console
+
+    console().print(made.waterfall(run, stage))
+
+
+@app.command(rich_help_panel=CHECK)
+def review(
+    run: Made,
+    out: Annotated[Path, typer.Option(help="the file to write: .csv or .jsonl")] = Path("review.csv"),
+    columns: Annotated[list[str] | None, typer.Option("--column", help="a column to show; all if left out")] = None,
+    sample: Annotated[int | None, typer.Option(help="so many rows, not all", min=1)] = None,
+    stage: MadeStage = None,
+) -> None:
+    """Write made rows into a file for a person to change; the step `synth.review.Reviewed` takes the changes back."""
+    from . import made
+
+    typer.echo(made.export(run, stage, out, columns or [], sample))
+
+
 @app.command(rich_help_panel=CHECK)
 def prove(
     names: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="one or more methods")] = None,

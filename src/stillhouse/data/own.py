@@ -1,7 +1,7 @@
 """A user's function in a process of its own: one that hangs, raises or prints can be told, and stopped.
 
 Run as a program (`python -m stillhouse.data.own FILE.py NAME`), it reads arguments as lines of JSON and answers each with
-`{"value": ...}` or `{"error": ...}`. What the function prints goes to standard error.
+`{"value": ...}` (what JSON does not know as Python prints it) or `{"error": ...}`. What the function prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -85,6 +85,14 @@ class Worker:
 _workers: dict[str, Worker] = {}
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON knows it, or what Python would print for it."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return repr(value)
+
+
 def serve(file: str, name: str, out: TextIO) -> None:
     """Load the function, then answer every line of standard input."""
 
@@ -107,8 +115,7 @@ def serve(file: str, name: str, out: TextIO) -> None:
     for line in sys.stdin:
         try:
             value = function(*json.loads(line))
-            value = value.item() if hasattr(value, "item") else value
-            tell({"value": value if isinstance(value, (bool, int, float)) else repr(value)})
+            tell({"value": plain(value.item() if hasattr(value, "item") else value)})
         except Exception as error:
             tell({"error": f"raised {type(error).__name__}: {error}"})
 

@@ -40,7 +40,10 @@ class Need:
 
 
 class Step(Protocol):
-    """A frozen dataclass whose fields are its settings. Its rows may depend on nothing else than what it is given."""
+    """A frozen dataclass whose fields are its settings. Its rows may depend on nothing else than what it is given.
+
+    One that reads files names them (`files`, paths); one that consists of others names those (`parts`, by name).
+    """
 
     needs: ClassVar[frozenset[Kind]]  # what it asks of teachers: text, or nothing
 
@@ -120,7 +123,8 @@ class New(dict[str, Any]):
 
 def step_fingerprint(step: Any, teachers: Mapping[str, str]) -> str:
     """What a step's rows depend on beside the rows it is given: its settings, its code and the teachers that it asks."""
-    return hash_of([to_plain(step), _code(type(step)), dict(teachers)])
+    files = [file_hash(path) if path.is_file() else None for path in getattr(step, "files", ())]
+    return hash_of([to_plain(step), _code(type(step)), files, dict(teachers)])
 
 
 def given(row: Row) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ from ..core.run import Interrupted, Run, RunError
 from ..core.stage import stop_requests
 from .budget import Budget
 from .calls import Calls
+from .flow import estimated
 from .steps import Need, New, Work, given, step_fingerprint
 from .table import Row, Table, Writing, hash_of, settled, write
 
@@ -272,11 +273,8 @@ class DataPlan:
             run.recipe = recipe
             for stage in recipe.stages.values():
                 if isinstance(stage, Synthesize):
-                    rows: Sequence[Row] = [given(row) for row in stage.source(run)]
-                    for step in stage.steps.values():
-                        for role, need in step.estimate(rows, run).items():
-                            needs[role] = needs.get(role, Need(0, 0, 0)) + need
-                        rows = step.sketch(rows, run)
+                    for role, need in estimated(stage.steps, [given(row) for row in stage.source(run)], run)[0].items():
+                        needs[role] = needs.get(role, Need(0, 0, 0)) + need
         prices = {role: getattr(recipe.teachers.get(role), "price", None) for role in needs}
         money = {role: price.of(needs[role].read, needs[role].wrote) for role, price in prices.items() if price is not None}
         return DataPlan(needs, money)

@@ -66,6 +66,16 @@ class Table(Sequence[Row]):
         found = ds.dataset(self.path, format="parquet").to_table(filter=ds.field(column).isin(list(values)))
         return list(_rows(found))
 
+    def beginning(self, column: str, text: str) -> list[str]:
+        """The different values of a column that begin with a text."""
+        import pyarrow.compute as pc
+        import pyarrow.dataset as ds
+
+        if column not in self.columns:
+            return []
+        chosen = ds.dataset(self.path, format="parquet").to_table([column], filter=pc.starts_with(ds.field(column), text))
+        return sorted(set(chosen.column(column).to_pylist()))
+
 
 class Writing:
     """Rows on their way into `path`, which is there, whole, once `close` is called."""
@@ -218,7 +228,7 @@ def _arrow(rows: Sequence[Row]) -> Any:
         if nested:
             values = [_json(value) for value in values]
         try:
-            columns.append(pa.array(values))
+            columns.append(pa.array(values, None if rows else pa.string()))
         except pa.ArrowException as error:
             raise pa.ArrowInvalid(f"column {name!r}: {str(error).splitlines()[0]}") from error
         fields.append(pa.field(name, columns[-1].type, metadata=JSON if nested else None))
