@@ -88,7 +88,9 @@ def test_two_functions_and_an_npz(here: Path, still: Still, method: str):
     assert "90 items of 3 classes" in result.stdout and "about" in result.stdout
     assert (here / "small" / "model.safetensors").is_file() and (here / "small" / "README.md").is_file()
     (folder,) = Path("runs").iterdir()
-    assert {"start", "teacher", "alone", "train"} <= {f.subject for f in findings(folder) if f.name == "accuracy"}
+    right = {f.subject: f.value for f in findings(folder) if f.name == "accuracy" and f.versus is None}
+    assert set(right) == {"start", "teacher", "alone", "train"}
+    assert right["train"] > right["start"] + 0.1 and right["teacher"] > right["start"] + 0.1
 
 
 def test_two_modules_from_python_are_left_as_they_are(here: Path):

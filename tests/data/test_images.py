@@ -333,12 +333,17 @@ def test_a_test_split_of_another_shape_or_with_fewer_classes(run: Run, tmp_path:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float16", "float64", ">f4"])
 def test_images_of_any_type_stay_what_they_are_until_a_batch(run: Run, tmp_path: Path, dtype: str):
     path = npz(tmp_path / "a.npz")
+    as_bytes = Npz(path=path).load(run)["train"].batch(range(24), 0)["inputs"]
     arrays = dict(numpy.load(path))
     numpy.savez(path, images=arrays["images"].astype(dtype), labels=arrays["labels"])
-    train = Npz(path=path, augment=Augment(operations=1, shift=1)).load(run)["train"]
+    train = Npz(path=path).load(run)["train"]
     assert train.images.element_size() == numpy.dtype(dtype).itemsize * (2 if dtype == "uint16" else 1)
-    batch = train.batch([0, 1], 0)
-    assert batch["inputs"].dtype == torch.float32 and bool(batch["inputs"].isfinite().all())
+    inputs = train.batch(range(24), 0)["inputs"]
+    assert inputs.dtype == torch.float32
+    torch.testing.assert_close(inputs, as_bytes, atol=2e-3, rtol=0)
+    changed = Npz(path=path, augment=Augment(operations=1, shift=1)).load(run)["train"].batch(range(24), 0)["inputs"]
+    dark, bright = ((level - train.mean) / train.deviation for level in train.light)
+    assert bool((changed >= dark - 1e-4).all() and (changed <= bright + 1e-4).all()) and not changed.equal(inputs)
 
 
 def test_more_than_the_memory_holds(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

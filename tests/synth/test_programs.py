@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from confinement import confined
 from language import run_of, write_jsonl
 from stillhouse.audits.solved import Solved
 from stillhouse.cli.door import build, dump, read_yaml
@@ -39,18 +40,6 @@ HUMAN = Exam(
 )
 SORTED = Exam(pairs=(("3 1 2\n", "1 2 3\n"), ("9 8\n", "8 9"), ("5\n", "5\n")), sandbox=SANDBOX)
 RIGHT = "def add(a, b):\n    return a + b\n"
-
-
-def _why_not() -> str:
-    try:
-        SANDBOX.check()
-    except RunError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _why_not()
-confined = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
 # -- reading answers -------------------------------------------------------------------------------------------------

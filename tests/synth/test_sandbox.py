@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from confinement import confined
 from stillhouse.core.run import Run, RunError
 from stillhouse.synth import sandbox as module
 from stillhouse.synth.sandbox import Outcome, Program, Sandbox, spread
@@ -25,16 +26,6 @@ SMALL = Sandbox(cpu=2, seconds=3.0, memory=256 << 20, processes=8, disk=1 << 20,
 QUICK = replace(SMALL, seconds=0.6)
 
 
-def _why_not() -> str:
-    try:
-        SMALL.check()
-    except RunError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _why_not()
-confined = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 token = f"stray{secrets.token_hex(8)}"
 
 

@@ -66,15 +66,31 @@ def test_the_objective_is_the_papers(tmp_path):
     assert method.equation == "0.5 CE(y, q) + 3 sum HCL(o(r), u)"
 
 
-def test_an_early_layer_of_the_teacher_teaches_the_deepest_of_the_student(tmp_path):
+def learned(s):
+    """Whether any gradient reached each of the student's stages."""
+    return [any(p.grad is not None and bool(p.grad.any()) for p in stage.parameters()) for stage in s.student.stages]
+
+
+def test_every_stage_and_the_fusion_learn_and_the_teacher_does_not(tmp_path):
+    method = ReviewKD(warmup=0.0, beside=Beside(labels=0.0))  # what is left comes from the review alone
+    s, run, batch = stood(tmp_path, method)
+    (update,) = method.step(s, batch, run)
+    update.loss.backward()
+    assert learned(s) == [True, True]
+    assert all(bool(p.grad.any()) for p in s.adapters.parameters() if p.ndim > 1)
+    assert all(p.grad is None for p in run.teachers["teacher"].module.parameters())
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_an_early_layer_of_the_teacher_teaches_the_deepest_of_the_student(tmp_path, silent):
+    """With what one layer says cut off, the other's lesson is left: the early one's reaches both stages."""
     method = ReviewKD(warmup=0.0, beside=Beside(labels=0.0), layers=Pairs(student=("stages.*",), teacher=("stages.*",)))
     s, run, batch = stood(tmp_path, method)
-    seen = s.see(batch, run, adapted=False)
-    deepest = seen.mine[-1].detach().requires_grad_()
-    deeper, _ = s.adapters[1](deepest, None)
-    _, said = s.adapters[0](seen.mine[0], deeper)
-    context_gap(said, seen.theirs[0]).sum().backward()
-    assert float(deepest.grad.abs().sum()) > 0
+    torch.nn.init.zeros_(s.adapters[silent].out[0].weight)
+    s.student.stages[1].register_forward_pre_hook(lambda _, args: (args[0].detach(),))
+    (update,) = method.step(s, batch, run)  # no gradient passes from the second stage to the first
+    update.loss.backward()
+    assert learned(s) == [silent == 1, True]
 
 
 def test_the_weight_grows_over_the_first_part_of_the_run(tmp_path):

@@ -36,12 +36,16 @@ def test_the_masks_by_hand():
 
 
 def test_large_maps_have_their_keys_and_values_averaged_down():
+    """To 32 cells a side; queries stay as many as the teacher has positions."""
+    torch.manual_seed(0)
     make = Masks(2, 3)
-    even = torch.ones(1, 2, 40, 40)
-    channels, positions = make(even, torch.randn(1, 2, 40, 40))
-    assert channels.shape == (1, 3, 2) and positions.shape == (1, 3, 1600)
-    small, _ = make(even[..., :8, :8], torch.randn(1, 2, 8, 8))
-    assert torch.allclose(channels, small, atol=1e-6)  # of an even map every mean is the same
+    mine, theirs = 3 * torch.randn(1, 2, 64, 64), 3 * torch.randn(1, 2, 40, 40)
+    found = make(mine, theirs)
+    assert found[0].shape == (1, 3, 2) and found[1].shape == (1, 3, 1600)
+    for masks, wanted in zip(found, make(torch.nn.functional.avg_pool2d(mine, 2), theirs), strict=True):
+        assert torch.allclose(masks, wanted, atol=1e-5)
+    cut = make(mine[..., ::2, ::2], theirs)  # a mean is no choice
+    assert not torch.allclose(found[1], cut[1], atol=1e-2)
 
 
 def test_the_objective_is_the_papers(tmp_path):

@@ -71,6 +71,9 @@ def test_what_is_kept_does_not_move_the_student(tmp_path):
     (update,) = method.step(s, batch, run)
     update.loss.backward()
     assert all(p.grad is None or float(p.grad.abs().sum()) == 0.0 for p in s.student.parameters())
+    (talk,) = s.adapters
+    kept = (talk.teacher_low, talk.to_teacher, talk.student_up, talk.to_student)
+    assert all(bool(p.grad.any()) for part in kept for p in part.parameters() if p.ndim > 1)  # they keep what they are told
 
 
 @pytest.mark.parametrize("swap", [False, True])

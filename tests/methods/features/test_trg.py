@@ -76,16 +76,18 @@ def test_the_temperature_falls_as_half_a_cosine(tmp_path):
     assert found == sorted(found, reverse=True)
 
 
-def test_a_transformer_can_teach_a_convolutional_network(tmp_path):
-    """Its class token is left out, and the larger of the two grids is averaged down."""
-    method = TRG()
+@pytest.mark.parametrize("alone", ["inner", "local", "contrast"])
+def test_a_transformer_can_teach_a_convolutional_network(tmp_path, alone):
+    """Its class token is left out, and the larger of the two grids is averaged down. Each term teaches by itself."""
+    method = TRG(**{"inner": 0.0, "local": 0.0, "contrast": 0.0, alone: 1.0}, beside=PLAIN)
     s, run, batch = stood(tmp_path, method)
     run.teachers = {"teacher": Frozen(VisionTransformer(ViT(patch=4, width=8, depth=2, heads=2), (1, 8, 8), 4))}
     s = method.setup(s.student, run)
     (update,) = method.step(s, batch, run)
     update.loss.backward()
-    assert s.shapes == (((8, 4, 4), (8, 2, 2)),) and s.adapters[0].weight.grad is not None
-    assert all(p.grad is not None for p in s.student.stages.parameters())
+    assert s.shapes == (((8, 4, 4), (8, 2, 2)),)
+    assert (s.adapters[0].weight.grad is not None) is (alone == "contrast")
+    assert all(bool(p.grad.any()) for p in s.student.stages.parameters() if p.ndim > 1)
 
 
 def test_one_item_without_a_label(tmp_path):

@@ -145,7 +145,9 @@ def test_balanced_against_torch(tmp_path: Path):
     s, run, batch = stood(tmp_path, method, late=True)
     s.student = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     (update,) = method.step(s, batch, run)
-    expected = F.cross_entropy(s.student(batch["inputs"]), batch["labels"], weight=s.classes, reduction="sum")
+    effective_number = torch.tensor([(1 - 0.99**n) / (1 - 0.99) for n in (20, 6, 3, 1)])
+    weights = (1 / effective_number) * 30 / (torch.tensor([20, 6, 3, 1]) / effective_number).sum()  # 1 on average
+    expected = F.cross_entropy(s.student(batch["inputs"]), batch["labels"], weight=weights, reduction="sum")
     assert torch.allclose(update.loss, expected, rtol=1e-5)
 
 
