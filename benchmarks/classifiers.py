@@ -3,10 +3,12 @@
 Pairs: a convolutional network for one of its kind, a vision transformer for a convolutional network and the other way
 round, and an encoder of texts for a smaller one. Images are MNIST's at 14 x 14 pixels (1,000 to learn from, 10,000 to
 judge), texts are docstrings of Python's standard library and what their module is about. Every arm takes as many steps of
-as many items; the learning rate is chosen from one grid for all on the validation split of another seed. The table and
-the picture are those of `stillhouse compare`.
+as many items; the learning rate is chosen from one grid for all on the validation split of another seed. The tables and
+pictures are those of `stillhouse compare`; `docs/classifiers.md` has them side by side. The first pair is that of the
+methods' proofs, which is where its numbers come from.
 
-    python benchmarks/classifiers.py --pairs cnn_cnn --runs runs/classifiers
+    python benchmarks/classifiers.py --pairs vit_cnn cnn_vit bert_small --runs runs/classifiers
+    python benchmarks/classifiers.py --page docs/classifiers.md
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from rich.console import Console
 
 from stillhouse.cli.prove import Runner
 from stillhouse.core.paper import catalogue
-from stillhouse.core.proof import Proof
+from stillhouse.core.proof import Effect, Proof, interval
 from stillhouse.core.recipe import Recipe
 from stillhouse.data.labelled import LibraryTopics
 from stillhouse.methods.classics.hinton import Hinton
@@ -85,6 +87,58 @@ def arms(pair: Pair, chosen: Mapping[str, Any]) -> dict[str, Recipe]:
     return {"alone": alone(base), **made}
 
 
+Row = tuple[str, float, Any, Any]  # method, mean, gain over the labels alone, gain over Hinton's distillation
+
+
+def from_proofs(folder: Path) -> list[Row]:
+    """What the proofs say of the pair that they share: those whose arm `hinton` is that of `fitnet`'s."""
+    proofs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    shared = {arm: proofs["fitnet"]["arms"][arm]["values"] for arm in ("hinton", "alone")}
+    rows = [("alone", proofs["fitnet"]["arms"]["alone"]["mean"], None, gain(shared["alone"], shared["hinton"]))]
+    rows.append(("hinton", proofs["fitnet"]["arms"]["hinton"]["mean"], gain(shared["hinton"], shared["alone"]), None))
+    for name, proof in proofs.items():
+        arms = proof["arms"]
+        if proof["metric"] == "accuracy" and all(arms.get(arm, {}).get("values") == shared[arm] for arm in shared):
+            ours = arms[proof["ours"]]
+            rows.append((name, ours["mean"], gain(ours["values"], shared["alone"]), gain(ours["values"], shared["hinton"])))
+    return rows
+
+
+def from_results(path: Path) -> list[Row]:
+    """What a run of this file found for one pair."""
+    rows = {row["label"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    beside = {name: rows[name]["values"] for name in ("alone", "hinton")}
+    return [
+        (
+            name, row["quality"]["mean"],
+            None if name == "alone" else gain(row["values"], beside["alone"]),
+            None if name == "hinton" else gain(row["values"], beside["hinton"]),
+        )
+        for name, row in rows.items()
+    ]  # fmt: skip
+
+
+def gain(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Effect:
+    """The mean difference over seeds with its 95 % t-interval."""
+    return interval([ours[seed] - theirs[seed] for seed in sorted(ours)])
+
+
+def page(path: Path, results: Path) -> None:
+    """Write every pair's table between the marks of a page."""
+    text = path.read_text(encoding="utf-8")
+    for name in PAIRS:
+        file = results / f"classifiers_{name}.json"
+        rows = from_proofs(Path("proofs")) if name == "cnn_cnn" else from_results(file) if file.exists() else []
+        lines = ["| | accuracy, % | points over the labels alone | points over Hinton's |", "|---|---|---|---|"]
+        for method, mean, *gains in sorted(rows, key=lambda row: -row[1]):
+            told = ["" if g is None else f"{100 * g.mean:+.1f} [{100 * g.low:+.1f}, {100 * g.high:+.1f}]" for g in gains]
+            lines.append(f"| `{method}` | {100 * mean:.1f} | {told[0]} | {told[1]} |")
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        text = before + begin + "\n" + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+    path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
@@ -92,7 +146,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/classifiers"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--page", type=Path, help="run nothing; write the tables of what was found into this page")
     args = parser.parse_args()
+    if args.page is not None:
+        page(args.page, args.out)
+        return
     chosen = {name: method for name, method in methods().items() if args.methods is None or name in args.methods}
     for name in args.pairs:
         made = arms(PAIRS[name], chosen)

@@ -68,13 +68,12 @@ class Table(Sequence[Row]):
 
     def beginning(self, column: str, text: str) -> list[str]:
         """The different values of a column that begin with a text."""
-        import pyarrow.compute as pc
-        import pyarrow.dataset as ds
+        import pyarrow.parquet as pq
 
         if column not in self.columns:
             return []
-        chosen = ds.dataset(self.path, format="parquet").to_table([column], filter=pc.starts_with(ds.field(column), text))
-        return sorted(set(chosen.column(column).to_pylist()))
+        values = pq.read_table(self.path, columns=[column]).column(column).unique().to_pylist()
+        return sorted(value for value in values if str(value).startswith(text))
 
 
 class Writing:
@@ -112,7 +111,7 @@ class Writing:
     def close(self) -> Table:
         """Write what is left."""
         self._flush()
-        if self.writer is None:
+        if self.schema is None:
             self._open(_arrow([]).schema)
         self.writer.close()
         try:
