@@ -1,7 +1,8 @@
 """A user's function in a process of its own: one that hangs, raises or prints can be told, and stopped.
 
 Run as a program (`python -m stillhouse.data.own FILE.py NAME`), it reads arguments as lines of JSON and answers each with
-`{"value": ...}` (what JSON does not know as Python prints it) or `{"error": ...}`. What the function prints goes to standard error.
+`{"value": ...}` (what JSON does not know as Python prints it) or `{"error": ...}`. What the function prints goes to
+standard error.
 """
 
 from __future__ import annotations

@@ -252,8 +252,8 @@ def proof() -> Proof:
         tune={"train.optim.lr": (3e-3, 1e-2)},
         note="8 chords of 256 samples made up on the spot, a tone and noise in the way: 6,000 to learn from, 1,000 to choose"
         " by, 2,000 to judge; weights and order depend on the seed, the signals do not. The codec has 64 semantic codes;"
-        " every arm takes 300 steps of 32 signals, and those with a teacher its passes on top. The weight 3"
-        " of `ours`, the tone, the noise and the codec's strides (one token for 32 samples, where the specification has 8) were"
-        " chosen by few runs of seed 100 on the validation split, by the accuracy of `ours`; with one for 8 it gained nothing."
-        " `pooled` has the weight 3 as well, `pooled_less` 0.3. The reports give reconstruction error and mutual information beside.",
+        " every arm takes 300 steps of 32 signals, and those with a teacher its passes on top. The weight 3 of `ours`, the"
+        " tone, the noise and the codec's strides (one token for 32 samples) were chosen by few runs of seed 100 on the"
+        " validation split, by the accuracy of `ours`; with one token for 8 samples it gained nothing. `pooled` has the weight"
+        " 3 as well, `pooled_less` 0.3. The reports give reconstruction error and mutual information beside.",
     )
