@@ -254,6 +254,6 @@ def proof() -> Proof:
         " by, 2,000 to judge; weights and order depend on the seed, the signals do not. The codec has 64 semantic codes;"
         " every arm takes 300 steps of 32 signals, and those with a teacher its passes on top. The weight 3 of `ours`, the"
         " tone, the noise and the codec's strides (one token for 32 samples) were chosen by few runs of seed 100 on the"
-        " validation split, by the accuracy of `ours`; with one token for 8 samples it gained nothing. `pooled` has the weight"
-        " 3 as well, `pooled_less` 0.3. The reports give reconstruction error and mutual information beside.",
+        " validation split, by the accuracy of `ours`; with one token for 8 samples it gained nothing. `pooled` has the"
+        " weight 3 as well, `pooled_less` 0.3. The reports give reconstruction error and mutual information beside.",
     )
