@@ -1,26 +1,27 @@
 """One HTTP server that is asked for JSON: tried again where that helps, and one line for what went wrong.
 
-The client is Python's own: huggingface_hub brings httpx or, since its version 2, httpx2, so neither can be relied on.
+Connections are kept open from one request to the next (urllib3), as many as there are threads that ask.
 The key is read from the environment when the server is first spoken of, goes into one header and nowhere else.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import random
 import re
 import socket
-import ssl
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, SSLError
+from urllib3.exceptions import TimeoutError as TimedOut
 
 from ..core.run import RunError
 
@@ -97,13 +98,6 @@ class _Passing(Exception):
         self.wait = wait
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key to another host."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """No request."""
-
-
 class Server:
     """Posts JSON, again where that helps, and says in one line what went wrong. Safe to share between threads."""
 
@@ -113,10 +107,7 @@ class Server:
         self.spec, self.host = spec, urlsplit(spec.url).hostname or ""
         self.name = spec.url.rstrip("/")
         self._root = re.sub(r"/v1$", "", self.name)
-        handlers: list[Any] = [_NoRedirect()]
-        if self.host == "localhost" or self.host.startswith("127.") or self.host == "::1":
-            handlers.append(urllib.request.ProxyHandler({}))
-        self._opener = urllib.request.build_opener(*handlers)
+        self._pool = _pool(spec.url, getattr(spec, "concurrency", 1), spec.timeout)
         self._key = os.environ.get(spec.key_env, "").strip() if spec.key_env else ""
         if not all("!" <= c <= "~" for c in self._key):  # http.client would repeat it in its error
             raise RunError(f"the API key in {spec.key_env} has characters that no key has; set it again")
@@ -161,20 +152,14 @@ class Server:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "stillhouse"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(url, data, headers)
         try:
-            with self._opener.open(request, timeout=self.spec.timeout) as answer:
-                raw = answer.read()
-            return raw.replace(self._key.encode(), b"***") if len(self._key) >= 8 else raw
-        except urllib.error.HTTPError as error:
-            status, asked = error.code, error.headers.get("Retry-After")
-            try:
-                with error:
-                    words = self._words(error.read(2**16))
-            except (OSError, http.client.HTTPException):
-                words = "no reason given"
-        except (OSError, http.client.HTTPException) as error:
+            answer = self._pool.request("GET" if data is None else "POST", url, body=data, headers=headers, redirect=False)
+        except (HTTPError, OSError) as error:
             raise self._lost(error) from None
+        status, raw = answer.status, answer.data
+        if status < 300:
+            return raw.replace(self._key.encode(), b"***") if len(self._key) >= 8 else raw
+        asked, words = answer.headers.get("Retry-After"), self._words(raw[: 2**16])
         if status in (401, 403):
             where = f"the environment variable {self.spec.key_env}" if self.spec.key_env else "--key-env VARIABLE"
             what = "refuses the API key in" if self._key else "wants an API key: give it in"
@@ -187,12 +172,12 @@ class Server:
 
     def _lost(self, error: Exception) -> Exception:
         """A request without an answer: to be tried again, unless that cannot help."""
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
+        cause = error.__cause__ or next((part for part in error.args if isinstance(part, Exception)), error)
+        if isinstance(error, NameResolutionError) and getattr(cause, "errno", None) != socket.EAI_AGAIN:
             return RunError(f"there is no host {self.host}: is the url right?")
-        if isinstance(cause, ssl.SSLCertVerificationError):
+        if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
             return RunError(f"no safe connection to {self.name}: {short(str(cause))}")
-        if isinstance(cause, TimeoutError):
+        if isinstance(error, TimedOut | TimeoutError) and not isinstance(error, NewConnectionError):
             return _Passing(f"no answer within {self.spec.timeout:g} s (raise timeout, or lower concurrency)")
         return _Passing(short(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__))
 
@@ -226,6 +211,21 @@ class Server:
         said = told if isinstance(told, str) else json.dumps(told)
         said = " ".join(self.without_key(said).split())
         return (said if len(said) <= 300 else f"{said[:297]}...") or "no reason given"
+
+
+def _pool(url: str, connections: int, timeout: float) -> urllib3.PoolManager:
+    """Connections to a server, through the proxy that the environment names if it is not this machine.
+
+    No redirect is followed: it would take the key to another host.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    near = host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host)
+    proxy = None if near else urllib.request.getproxies().get(parts.scheme)
+    options: dict[str, Any] = {
+        "maxsize": connections, "timeout": urllib3.Timeout(connect=timeout, read=timeout), "retries": False,
+    }  # fmt: skip
+    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
 
 
 def retry_after(asked: str | None, now: float) -> float:
