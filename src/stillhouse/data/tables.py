@@ -22,6 +22,15 @@ def read_rows(path: str | Path, run: Run | None = None) -> list[Row]:
 
     A text file is one row per block between blank lines, under `text`. RunError if there is no file or no row.
     """
+    rows = list(stream_rows(path, run))
+    if not rows:
+        raise RunError(f"{path} holds no rows")
+    return rows
+
+
+def stream_rows(path: str | Path, run: Run | None = None) -> Iterator[Row]:
+    """The same, one after the other; of JSONL, CSV and Parquet no more than some are held at a time. RunError at once
+    if there is no such file."""
     file = Path(path).expanduser()
     if not file.exists():
         raise RunError(f"no data file {path}")
@@ -31,13 +40,14 @@ def read_rows(path: str | Path, run: Run | None = None) -> list[Row]:
     reader = _READERS.get(ending.removesuffix(".gz").lower())
     if reader is None:
         raise RunError(f"cannot read {file.name}: give .jsonl, .json, .csv, .parquet or .txt (.gz too)")
+    return _guarded(path, reader(file, run))
+
+
+def _guarded(path: str | Path, rows: Iterator[Row]) -> Iterator[Row]:
     try:
-        rows = list(reader(file, run))
+        yield from rows
     except (UnicodeDecodeError, OSError, EOFError, zlib.error, csv.Error, json.JSONDecodeError) as error:
         raise RunError(f"cannot read {path}: {error}") from error
-    if not rows:
-        raise RunError(f"{path} holds no rows")
-    return rows
 
 
 def _open(file: Path, newline: str | None = None) -> IO[str]:
@@ -90,11 +100,11 @@ def _parquet(file: Path, run: Run | None) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(file)
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(4096):
+                yield from batch.to_pylist()
     except pa.ArrowException as error:
         raise RunError(f"cannot read {file.name}: {str(error).splitlines()[0]}") from error
-    for batch in table.to_batches(max_chunksize=4096):
-        yield from batch.to_pylist()
 
 
 def _text(file: Path, run: Run | None) -> Iterator[Row]:

@@ -273,7 +273,8 @@ class DataPlan:
             run.recipe = recipe
             for stage in recipe.stages.values():
                 if isinstance(stage, Synthesize):
-                    for role, need in estimated(stage.steps, [given(row) for row in stage.source(run)], run)[0].items():
+                    rows = write(run.folder / "given.parquet", map(given, stage.source(run)))
+                    for role, need in estimated(stage.steps, rows, run)[0].items():
                         needs[role] = needs.get(role, Need(0, 0, 0)) + need
         prices = {role: getattr(recipe.teachers.get(role), "price", None) for role in needs}
         money = {role: price.of(needs[role].read, needs[role].wrote) for role, price in prices.items() if price is not None}
