@@ -242,3 +242,24 @@ def test_what_a_person_changed_comes_back(tmp_path: Path, ending: str) -> None:
     assert again.exit_code == 1 and "is there already" in again.output
     with pytest.raises(RunError, match="it is another table's"):
         go(plan({"more": Another(), "reviewed": Reviewed(path=str(file))}), tmp_path / "wrong")
+
+
+def test_a_plan_of_ones_own_runs_from_a_file(functions: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(4)))
+    (tmp_path / "plan.yaml").write_text(
+        "id: mine\n"
+        f"data: {{use: synth.source.File, path: {tmp_path / 'rows.jsonl'}}}\n"
+        "stages:\n  make:\n    use: synth.synthesize.Synthesize\n    steps:\n"
+        f"      halve: {{use: synth.flow.Apply, function: '{functions}:halve'}}\n"
+        f"      total: {{use: synth.flow.Gather, function: '{functions}:total', by: n}}\n"
+    )
+    told = CliRunner().invoke(app, ["run", str(tmp_path / "plan.yaml"), "--runs", str(tmp_path / "runs")])
+    assert told.exit_code == 0, told.output
+    (run,) = (tmp_path / "runs").iterdir()
+    assert sorted(row["total"] for row in made_rows(Run(run), "make")) == [0, 2, 2, 6]
+    assert "stillhouse" in (run / "report.html").read_text()
+    (tmp_path / "plan.yaml").write_text(
+        (tmp_path / "plan.yaml").read_text() + "  train: {use: core.stage.Train, steps: 1}\n"
+    )
+    told = CliRunner().invoke(app, ["run", str(tmp_path / "plan.yaml"), "--runs", str(tmp_path / "runs")])
+    assert told.exit_code != 0 and "Traceback" not in told.output

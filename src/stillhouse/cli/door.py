@@ -120,8 +120,9 @@ def build(plain: Any, *, allow: Collection[str] = ()) -> Recipe:
             raise RecipeError(f"{name} is not a stage; give it `use: core.stage.Train` or another stage")
         if not re.fullmatch(r"[A-Za-z][\w-]*", name):
             raise RecipeError(f"the stage {name!r} needs a name of letters, digits, '-' and '_': it becomes a folder")
+    learns = any(hasattr(stage, "student") or hasattr(stage, "subjects") for stage in recipe.stages.values())
     for path, spec, hook in [
-        ("student", recipe.student, "build"),
+        *([("student", recipe.student, "build")] if learns or recipe.student is not None else []),
         ("data", recipe.data, "load"),
         *((f"teachers.{name}", spec, "build") for name, spec in recipe.teachers.items()),
     ]:

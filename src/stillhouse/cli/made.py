@@ -39,6 +39,7 @@ def export(run: Path, stage: str | None, out: Path, columns: list[str], sample: 
     data = ancestry.opened(run, stage).data
     count = review.export(Rows(data / ROWS), out, columns=columns, sample=sample)
     return (
-        f"{count:,} rows in {out}: change what is wrong, say no in the column {review.KEEP!r} to take a row out, then add "
-        f"the step synth.review.Reviewed with path {out} behind the others (stillhouse show RECIPE --yaml) and run it again"
+        f"{count:,} rows in {out}: change what is wrong, say no in the column {review.KEEP!r} to take a row out, then put\n"
+        f"    reviewed: {{use: synth.review.Reviewed, path: {out}}}\n"
+        f"behind the other steps in a copy of {run / 'recipe.yaml'} and run that"
     )

@@ -32,7 +32,7 @@ class Recipe:
     """One run: who learns, from whom, on what, and the stages in order."""
 
     id: str
-    student: Any  # ModelSpec
+    student: Any = None  # ModelSpec; None only where no stage trains or looks at one
     data: Any  # DataSpec
     stages: Mapping[str, Any]  # name -> Stage, in order
     teachers: Mapping[str, Any] = field(default_factory=dict[str, Any])  # name -> spec with build(run) -> Teacher
