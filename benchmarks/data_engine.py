@@ -20,18 +20,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.run import Run
-from stillhouse.core.signal import Completion, Kind
+from stillhouse.core.signal import Completion
 from stillhouse.core.stage import execute
 from stillhouse.synth.source import File
-from stillhouse.synth.steps import Need
+from stillhouse.synth.steps import Silent
 from stillhouse.synth.synthesize import Synthesize, account_of
 from stillhouse.synth.table import Row
 from stillhouse.teachers.chat import HttpChat
@@ -42,22 +42,7 @@ DELAY, CALLS, AT_ONCE = 0.25, 10_000, 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What the three steps have in common."""
-
-    needs: ClassVar[frozenset[Kind]] = frozenset()
-
-    def estimate(self, rows: Sequence[Row], run: Run) -> Mapping[str, Need]:
-        """It asks nobody."""
-        return {}
-
-    def sketch(self, rows: Sequence[Row], run: Run) -> Sequence[Row]:
-        """As many."""
-        return rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change(Step):
+class Change(Silent):
     """The length of each text."""
 
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:
@@ -67,7 +52,7 @@ class Change(Step):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multiply(Step):
+class Multiply(Silent):
     """Two new rows for every third one."""
 
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:
@@ -80,7 +65,7 @@ class Multiply(Step):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep(Step):
+class Keep(Silent):
     """Loses one row of ten."""
 
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:

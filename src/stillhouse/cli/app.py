@@ -469,6 +469,38 @@ def explain(
 
 
 @app.command(rich_help_panel=CHECK)
+def look(
+    rows: Annotated[
+        Path, typer.Argument(metavar="TABLE_OR_RUN", help="a run folder in which a stage made data, or any data file")
+    ],
+    stage: MadeStage = None,
+    against: Annotated[Path | None, typer.Option(help="another run or file, to see what is different")] = None,
+    export: Annotated[Path | None, typer.Option(help="write the page as one file that needs no server: FILE.html")] = None,
+    most: Annotated[int, typer.Option("--rows", min=1, help="with --export: so many rows at most")] = 500,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free")] = 0,
+    open_: Annotated[bool, typer.Option("--open", help="show it in the browser")] = False,
+) -> None:
+    """A page to look at rows: search, filter, where each comes from, what was lost and why, what is different."""
+    import webbrowser
+
+    from ..reports import look as looking
+
+    if export is not None:
+        typer.echo(str(looking.export(rows, export, stage=stage, against=against, most=most)))
+        if open_:
+            webbrowser.open(export.absolute().as_uri())
+        return
+    with looking.serving(rows, stage=stage, against=against, port=port) as server:
+        typer.echo(f"{server.address} (Ctrl-C ends it)")
+        if open_:
+            webbrowser.open(server.address)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("\nended")
+
+
+@app.command(rich_help_panel=CHECK)
 def waterfall(run: Made, stage: MadeStage = None) -> None:
     """How many rows of made data went into each step, came out, and were lost for which reason."""
     from . import made
@@ -528,8 +560,8 @@ def _planned(recipe: Any) -> None:
         needed = Plan.of(recipe)
         typer.echo(str(needed))
         needed.check()
-    if DataPlan.knows(recipe):
-        typer.echo(str(DataPlan.of(recipe)))
+    if DataPlan.knows(recipe) and (asked := str(DataPlan.of(recipe))):
+        typer.echo(asked)
 
 
 def _progress(unit: str) -> Progress:

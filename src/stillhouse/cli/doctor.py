@@ -18,6 +18,7 @@ from .machine import cores, cpu, free_memory, installed, memory, size
 EXTRAS = {
     "hf": ("language models", ("transformers", "tokenizers", "accelerate", "peft", "gguf")),
     "eval": ("tasks with a verifier", ("reasoning-gym", "math-verify")),
+    "synth": ("near copies among many rows", ("datasketch",)),
     "vision": ("images and tables", ("scikit-learn", "pillow")),
 }
 

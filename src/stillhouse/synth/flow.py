@@ -17,7 +17,7 @@ from ..core.run import Run, RunError
 from ..core.signal import Kind
 from ..data import own
 from ..data.tables import read_rows
-from .steps import Need
+from .steps import Need, Silent
 from .table import Row, Table
 
 Steps = Mapping[str, Any]  # name -> Step, in order
@@ -156,13 +156,12 @@ class Grow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apply:
+class Apply(Silent):
     """A function of yours for every row: the row changed, `null` to lose it, a text to lose it for that reason, or a list
     of new rows in its place. It runs in a process of its own, and rows must be what JSON can say."""
 
     function: str  # FILE.py:NAME
     seconds: float = 10.0  # for one row
-    needs: ClassVar[frozenset[Kind]] = NOTHING
 
     def __post_init__(self) -> None:
         check_function(self.function)
@@ -190,23 +189,14 @@ class Apply:
         """What its rows depend on beside its settings."""
         return [Path(self.function.rpartition(":")[0])]
 
-    def estimate(self, rows: Sequence[Row], run: Run) -> Mapping[str, Need]:
-        """It asks nobody."""
-        return {}
-
-    def sketch(self, rows: Sequence[Row], run: Run) -> Sequence[Row]:
-        """As many."""
-        return rows
-
 
 @dataclass(frozen=True, kw_only=True)
-class Gather:
+class Gather(Silent):
     """A function of yours for all rows that say the same in a column: a list of rows to one row or several new ones."""
 
     function: str  # FILE.py:NAME
     by: str  # the column
     seconds: float = 60.0  # for one group
-    needs: ClassVar[frozenset[Kind]] = NOTHING
 
     def __post_init__(self) -> None:
         check_function(self.function)
@@ -232,23 +222,18 @@ class Gather:
         """What its rows depend on beside its settings."""
         return [Path(self.function.rpartition(":")[0])]
 
-    def estimate(self, rows: Sequence[Row], run: Run) -> Mapping[str, Need]:
-        """It asks nobody."""
-        return {}
-
     def sketch(self, rows: Sequence[Row], run: Run) -> Sequence[Row]:
         """One row a group."""
         return list({str(row.get(self.by)): row for row in rows}.values())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Join:
+class Join(Silent):
     """Further columns out of a file, by what one column says; names that a row has already stay as they are."""
 
     path: str  # .jsonl, .csv, .parquet, ...
     on: str
     missing: bool = False  # rows of which the file says nothing: do they pass, or are they lost?
-    needs: ClassVar[frozenset[Kind]] = NOTHING
 
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:
         """Every row with what the file says of it."""
@@ -265,19 +250,6 @@ class Join:
                 yield row
             else:
                 run.work.lose(row, f"{Path(self.path).name} says nothing of this {self.on}")
-
-    @property
-    def files(self) -> list[Path]:
-        """What its rows depend on beside its settings."""
-        return [Path(self.path)]
-
-    def estimate(self, rows: Sequence[Row], run: Run) -> Mapping[str, Need]:
-        """It asks nobody."""
-        return {}
-
-    def sketch(self, rows: Sequence[Row], run: Run) -> Sequence[Row]:
-        """As many."""
-        return rows
 
 
 def check_function(function: str) -> None:

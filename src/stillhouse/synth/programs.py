@@ -170,7 +170,7 @@ class ProgramTasks(Worded):
         question, solution = str(row.get(self.question) or ""), str(row.get(self.solution) or "")
         if not question:
             return f"column {self.question!r} is empty"
-        tests = self._tests(row)
+        tests = self.exam(row)
         if isinstance(tests, str):
             return tests
         if solution and self.check:
@@ -181,7 +181,8 @@ class ProgramTasks(Worded):
             solution = f"```python\n{solution.strip()}\n```"
         return Task(self.ask(question), solution, solution, solution, tests)
 
-    def _tests(self, row: Row) -> Exam | str:
+    def exam(self, row: Row) -> Exam | str:
+        """The tests of a row, or what is wrong with them."""
         entry, before = str(row.get(self.entry) or ""), str(row.get(self.before) or "")
         given: Any = row.get(self.tests)
         given = [given] if isinstance(given, str) else given

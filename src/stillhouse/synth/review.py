@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ..core.files import write_atomically
 from ..core.run import Run, RunError, seed_of
-from ..core.signal import Kind
 from ..data.tables import read_rows
-from .steps import Need
+from .steps import Silent
 from .table import Row
 
 KEEP = "keep"  # the column in which a reviewer says no
@@ -49,11 +48,10 @@ def export(rows: Iterable[Row], file: Path, *, columns: Sequence[str] = (), samp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reviewed:
+class Reviewed(Silent):
     """Rows as a person left them in a file that `stillhouse review` wrote; rows that are not in it pass as they are."""
 
     path: str
-    needs: ClassVar[frozenset[Kind]] = frozenset()
 
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:
         """A row whose `keep` says no is lost; in others what was changed is changed."""
@@ -72,19 +70,6 @@ class Reviewed:
             raise RunError(f"no row of {self.path} has the _id of a row that comes to this step: it is another table's")
         if used < len(said):
             run.event("warning", text=f"{len(said) - used} rows of {self.path} are none of those that come to this step")
-
-    @property
-    def files(self) -> list[Path]:
-        """What its rows depend on beside its settings."""
-        return [Path(self.path)]
-
-    def estimate(self, rows: Sequence[Row], run: Run) -> Mapping[str, Need]:
-        """It asks nobody."""
-        return {}
-
-    def sketch(self, rows: Sequence[Row], run: Run) -> Sequence[Row]:
-        """All of them."""
-        return rows
 
 
 def _changes(row: Row, found: Mapping[str, Any]) -> dict[str, Any]:

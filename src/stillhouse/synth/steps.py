@@ -42,7 +42,8 @@ class Need:
 class Step(Protocol):
     """A frozen dataclass whose fields are its settings. Its rows may depend on nothing else than what it is given.
 
-    One that reads files names them (`files`, paths); one that consists of others names those (`parts`, by name).
+    One that reads files names them (`files`, paths); one that consists of others names those (`parts`, by name); one that
+    needs something on the machine has a `check(run)`, which raises RunError before anything is asked.
     """
 
     needs: ClassVar[frozenset[Kind]]  # what it asks of teachers: text, or nothing
@@ -58,6 +59,20 @@ class Step(Protocol):
     def sketch(self, rows: Sequence[Row], run: Run) -> Sequence[Row]:
         """Rows like those that it will make of these, so that what comes after it can be estimated."""
         ...
+
+
+class Silent:
+    """What steps have in common that ask no teacher and, as far as can be known before, leave as many rows."""
+
+    needs: ClassVar[frozenset[Kind]] = frozenset()
+
+    def estimate(self, rows: Sequence[Row], run: Run) -> Mapping[str, Need]:
+        """Nothing."""
+        return {}
+
+    def sketch(self, rows: Sequence[Row], run: Run) -> Sequence[Row]:
+        """As many, if nothing is lost."""
+        return rows
 
 
 @dataclass
@@ -121,10 +136,26 @@ class New(dict[str, Any]):
     """A row that `child` has made and nobody has changed."""
 
 
-def step_fingerprint(step: Any, teachers: Mapping[str, str]) -> str:
-    """What a step's rows depend on beside the rows it is given: its settings, its code and the teachers that it asks."""
-    files = [file_hash(path) if path.is_file() else None for path in getattr(step, "files", ())]
-    return hash_of([to_plain(step), _code(type(step)), files, dict(teachers)])
+def step_fingerprint(step: Any, teachers: Mapping[str, str], data: Any = None) -> str:
+    """What a step's rows depend on beside the rows it is given: its settings, its code, the files that it reads, the
+    teachers that it asks, and the recipe's data, which it may look into."""
+    plain = [to_plain(step), to_plain(data)]
+    named = [*getattr(step, "files", ()), *_files(plain)]
+    files = [file_hash(path) if path.is_file() else None for path in named]
+    return hash_of([plain, _code(type(step)), files, dict(teachers)])
+
+
+def _files(plain: Any) -> Iterator[Path]:
+    """The files among the settings: what is called `path`, or ends so."""
+    if isinstance(plain, Mapping):
+        for name, value in plain.items():
+            if isinstance(value, str) and name.endswith("path"):
+                yield Path(value).expanduser()
+            else:
+                yield from _files(value)
+    elif isinstance(plain, list | tuple):
+        for value in plain:
+            yield from _files(value)
 
 
 def given(row: Row) -> dict[str, Any]:

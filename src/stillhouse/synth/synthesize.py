@@ -80,6 +80,8 @@ class Synthesize:
         if unknown:
             raise RunError(f"a budget for {sorted(unknown)[0]!r}, but the recipe's teachers are {', '.join(run.teachers)}")
         for name, step in every(self.steps):
+            if hasattr(step, "check"):
+                step.check(run)
             role = getattr(step, "teacher", None)
             if role is None or not step.needs:
                 continue
@@ -144,7 +146,7 @@ class Making:
     def _step(self, name: str, step: Any, rows: Table) -> Table:
         run = self.run
         needs: Mapping[str, Need] = step.estimate(rows, run)
-        fingerprint = step_fingerprint(step, {role: self.calls.teacher(role)[1] for role in needs})
+        fingerprint = step_fingerprint(step, {role: self.calls.teacher(role)[1] for role in needs}, run.recipe.data)
         key = hash_of([name, fingerprint, _digest(rows.path), run.stage, run.seed, __version__])
 
         def made(work: Work) -> Iterator[Row]:

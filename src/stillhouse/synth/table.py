@@ -19,6 +19,8 @@ from ..core.run import RunError
 Row = Mapping[str, Any]
 CHUNK = 4096  # rows held at a time
 JSON = {b"stillhouse": b"json"}
+PLAIN = {str, int, float, bool, type(None)}
+_CODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
 
 
 class Table(Sequence[Row]):
@@ -39,11 +41,13 @@ class Table(Sequence[Row]):
         return self.length
 
     def __iter__(self) -> Iterator[Row]:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(CHUNK):
                 yield from _rows(batch)
+                pa.default_memory_pool().release_unused()
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -94,7 +98,7 @@ class Writing:
         self.waiting.append(row)
         self.names.append(number_of(str(row.get("_id", self.count))))
         self.new.append(new)
-        self.digest.update(hash_of(row).encode())
+        self.digest.update(_CODER.encode(row).encode() + b"\n")
         self.count += 1
         if len(self.waiting) >= CHUNK:
             self._flush()
@@ -103,7 +107,9 @@ class Writing:
         """The numbers of rows whose `_id` an earlier row has."""
         import numpy
 
-        names = numpy.frombuffer(self.names, dtype=numpy.uint64) if self.names else numpy.empty(0, numpy.uint64)
+        names = numpy.array(self.names, dtype=numpy.uint64)
+        if not len(names) or len(numpy.unique(names)) == len(names):
+            return []
         order = numpy.argsort(names, kind="stable")
         again = order[1:][names[order][1:] == names[order][:-1]]
         return sorted(again.tolist())
@@ -138,6 +144,7 @@ class Writing:
             else:
                 self._widen(chunk.schema)
             self.writer.write_table(_as(chunk, self.schema))
+            pa.default_memory_pool().release_unused()  # or its free memory grows with the rows
         except (pa.ArrowException, OSError) as error:
             raise self._failed(error) from error
         self.waiting = []
@@ -204,8 +211,7 @@ def settled(writing: Writing, twin: Callable[[Row, bool, int], Row | None]) -> t
 
 def hash_of(value: Any) -> str:
     """The name of any plain value: 128 bits as hex."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(_CODER.encode(value).encode(), digest_size=16).hexdigest()
 
 
 def number_of(name: str) -> int:
@@ -223,7 +229,7 @@ def _arrow(rows: Sequence[Row]) -> Any:
     fields, columns = list[Any](), list[Any]()
     for name in dict.fromkeys(name for row in rows for name in row) or {"_id": None}:
         values = [row.get(name) for row in rows]
-        nested = any(map(_nested, values))
+        nested = any(type(value) not in PLAIN and _nested(value) for value in values)
         if nested:
             values = [_json(value) for value in values]
         try:

@@ -40,7 +40,7 @@ class HttpChat:
 
     url: str  # up to the version: http://host:8000/v1
     model: str  # as the server calls it
-    key_env: str | None = None  # the environment variable that holds the API key, if the server wants one
+    key_env: str | Sequence[str] | None = None  # the environment variable that holds the API key; of several they take turns
     price: Price = Price()
     concurrency: int = 16  # requests at a time
     per_minute: float | None = None  # requests that may be begun in a minute
@@ -88,7 +88,7 @@ class ChatWriter(Writes):
                 except queue.Empty:
                     return
                 try:
-                    done.put((number, self._ask(asks[number], gone)))
+                    done.put((number, self.answer(asks[number], gone)))
                 except BaseException as error:  # told to the caller, whatever it is
                     done.put((number, error))
 
@@ -116,7 +116,7 @@ class ChatWriter(Writes):
             return answer
         if isinstance(answer, Refused):
             found = Lost(f"the server refused it: {answer}")
-            error: BaseException = self._refused(answer)
+            error: BaseException = self.explained(answer)
         elif isinstance(answer, NoAnswer):
             found, error = Lost(f"no answer: {answer}"), answer
         else:
@@ -126,7 +126,8 @@ class ChatWriter(Writes):
             raise error
         return found
 
-    def _refused(self, refused: Refused) -> RunError:
+    def explained(self, refused: Refused) -> RunError:
+        """What the user can do where the server refuses every ask."""
         name = self.server.name
         if refused.status == 404:
             known = self.server.models()
@@ -134,7 +135,8 @@ class ChatWriter(Writes):
             return RunError(f"{name} knows no model {self.spec.model!r}, or the url is wrong ({refused}); {served}")
         return RunError(f"{name} refuses every ask: {refused}")
 
-    def _ask(self, ask: Ask, stop: threading.Event) -> Completion:
+    def answer(self, ask: Ask, stop: threading.Event) -> Completion:
+        """The answer to one ask, from any thread; NoAnswer if it failed in passing, Refused if the server has it not."""
         d, spec = ask.decoding, self.spec
         turns = ([("system", spec.system)] if spec.system else []) + list(ask.messages)
         body: dict[str, Any] = {
@@ -155,6 +157,7 @@ class ChatWriter(Writes):
         words = message.get("content") if isinstance(message, Mapping) else None
         if not isinstance(words, str):
             raise Garbled(f"no text: {short(said)}")
+        words = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a letter cannot be kept
         usage = said.get("usage")
         told = usage if isinstance(usage, Mapping) else {}
         return Completion(

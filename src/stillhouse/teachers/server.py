@@ -1,7 +1,8 @@
 """One HTTP server that is asked for JSON: tried again where that helps, and one line for what went wrong.
 
 Connections are kept open from one request to the next (urllib3), as many as there are threads that ask.
-The key is read from the environment when the server is first spoken of, goes into one header and nowhere else.
+Keys are read from the environment when the server is first spoken of, go into one header and nowhere else. Of several
+they take turns; one that the server refuses is not used again, and one that it limits rests while the others work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -38,8 +39,8 @@ class Address(Protocol):
         ...
 
     @property
-    def key_env(self) -> str | None:
-        """The environment variable that holds the API key."""
+    def key_env(self) -> str | Sequence[str] | None:
+        """The environment variable that holds the API key, or several."""
         ...
 
     @property
@@ -53,7 +54,7 @@ class Address(Protocol):
         ...
 
 
-def check_address(url: str, key_env: str | None) -> None:
+def check_address(url: str, key_env: str | Sequence[str] | None) -> None:
     """ValueError for an address that holds a secret or is none, and for a key where its variable's name belongs."""
     try:
         parts = urlsplit(url)
@@ -63,8 +64,14 @@ def check_address(url: str, key_env: str | None) -> None:
         secret, fine = False, False
     if secret or not fine:  # never repeated: it may hold a password
         raise ValueError("the url must look like http://host:8000/v1, without a user, a password or a query")
-    if key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", key_env):
-        raise ValueError("key_env is the name of an environment variable, in capitals, and never the key itself")
+    names = variables(key_env)
+    if not all(re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) for name in names) or len(set(names)) < len(names):
+        raise ValueError("key_env names an environment variable, or several, in capitals, and is never the key itself")
+
+
+def variables(key_env: str | Sequence[str] | None) -> list[str]:
+    """The environment variables, one or several."""
+    return [] if key_env is None else [key_env] if isinstance(key_env, str) else list(key_env)
 
 
 def short(said: Any) -> str:
@@ -86,6 +93,10 @@ class NoAnswer(RunError):
     """Every attempt failed in passing: the server is away, overloaded, or cannot answer this."""
 
 
+class Later(RunError):
+    """The server asks to wait for longer than anybody should."""
+
+
 class Garbled(Exception):
     """An answer arrived and cannot be used; another attempt may bring a better one."""
 
@@ -93,9 +104,27 @@ class Garbled(Exception):
 class _Passing(Exception):
     """It may go better next time, in `wait` seconds or later."""
 
-    def __init__(self, why: str, wait: float = 0.0):
+    def __init__(self, why: str, wait: float = 0.0, limited: bool = False):
         super().__init__(why)
-        self.wait = wait
+        self.wait, self.limited = wait, limited  # limited: the key has asked too often
+
+
+class _KeyRefused(Exception):
+    """The server does not take this key, or wants one."""
+
+    def __init__(self, status: int):
+        super().__init__(str(status))
+        self.status = status
+
+
+class _Key:
+    """One API key; it is never part of a text."""
+
+    def __init__(self, variable: str):
+        self.variable, self.value = variable, os.environ.get(variable, "").strip()
+        self.rests, self.strikes, self.refused = 0.0, 0, 0  # until when; times limited in a row; the status that refused it
+        if not all("!" <= c <= "~" for c in self.value):  # http.client would repeat it in its error
+            raise RunError(f"the API key in {variable} has characters that no key has; set it again")
 
 
 class Server:
@@ -108,9 +137,10 @@ class Server:
         self.name = spec.url.rstrip("/")
         self._root = re.sub(r"/v1$", "", self.name)
         self._pool = _pool(spec.url, getattr(spec, "concurrency", 1), spec.timeout)
-        self._key = os.environ.get(spec.key_env, "").strip() if spec.key_env else ""
-        if not all("!" <= c <= "~" for c in self._key):  # http.client would repeat it in its error
-            raise RunError(f"the API key in {spec.key_env} has characters that no key has; set it again")
+        keys = [_Key(variable) for variable in variables(spec.key_env)]
+        self._keys = [key for key in keys if key.value] or keys[:1]
+        self._secrets = sorted({key.value for key in self._keys if key.value}, key=len, reverse=True)  # none within another
+        self._turn, self._lock = 0, threading.Lock()
 
     def post(
         self, path: str, body: Mapping[str, Any], stop: threading.Event, read: Callable[[Any], Any] | None = None
@@ -129,7 +159,7 @@ class Server:
                 why, wait = str(error), error.wait
                 self.on_wait(wait)
             if wait > PATIENCE:
-                raise RunError(f"{self.name} asks to wait {wait:,.0f} s ({why}); the same command goes on later")
+                raise Later(f"{self.name} asks to wait {wait:,.0f} s ({why}); the same command goes on later")
             pause = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
             if attempt < self.spec.retries and stop.wait(wait + pause):
                 break
@@ -149,25 +179,74 @@ class Server:
             return []
 
     def _send(self, url: str, data: bytes | None) -> bytes:
+        """The body of the answer; with the next key at once where one was refused or limited and another can be used."""
+        while True:
+            if (wait := self._rest()) > 0:
+                raise _Passing("every API key is limited now", wait)
+            key = self._next_key()
+            try:
+                return self._sent(url, data, key)
+            except _Passing as error:
+                if key is None or not error.limited or len(self._keys) == 1:
+                    raise
+                with self._lock:
+                    if key.rests <= time.monotonic():  # those in flight with the same key are no further strikes
+                        pause = min(LONGEST_WAIT, FIRST_WAIT * 2**key.strikes)
+                        key.rests, key.strikes = time.monotonic() + max(error.wait, pause), key.strikes + 1
+                if (wait := self._rest()) > 0:
+                    raise _Passing(str(error), wait) from None
+            except _KeyRefused as error:
+                if key is not None:
+                    key.refused = error.status
+                if key is None or all(each.refused for each in self._keys):
+                    raise RunError(self._refusal(error.status, key)) from None
+
+    def _next_key(self) -> _Key | None:
+        """The one whose turn it is among those that can be used now; of several, those that are set."""
+        with self._lock:
+            known = [key for key in self._keys if not key.refused] or self._keys
+            if not known:
+                return None
+            now = time.monotonic()
+            ready = [key for key in known if key.rests <= now] or known
+            self._turn += 1
+            return ready[self._turn % len(ready)]
+
+    def _rest(self) -> float:
+        """Seconds until a key can be used."""
+        with self._lock:
+            rests = [key.rests for key in self._keys if not key.refused]
+            return max(0.0, min(rests, default=0.0) - time.monotonic())
+
+    def _refusal(self, status: int, key: _Key | None) -> str:
+        names = variables(self.spec.key_env)
+        plural = "s" if len(names) > 1 else ""
+        where = f"the environment variable{plural} {', '.join(names)}" if names else "--key-env VARIABLE"
+        what = f"refuses the API key{plural} in" if key is not None and key.value else "wants an API key: give it in"
+        return f"{self.name} {what} {where} ({status})"
+
+    def _sent(self, url: str, data: bytes | None, key: _Key | None) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "stillhouse"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        if key is not None and key.value:
+            headers["Authorization"] = f"Bearer {key.value}"
         try:
             answer = self._pool.request("GET" if data is None else "POST", url, body=data, headers=headers, redirect=False)
         except (HTTPError, OSError) as error:
             raise self._lost(error) from None
         status, raw = answer.status, answer.data
         if status < 300:
-            return raw.replace(self._key.encode(), b"***") if len(self._key) >= 8 else raw
+            if key is not None:
+                key.strikes = 0
+            for secret in self._secrets:
+                raw = raw.replace(secret.encode(), b"***") if len(secret) >= 8 else raw
+            return raw
         asked, words = answer.headers.get("Retry-After"), self._words(raw[: 2**16])
         if status in (401, 403):
-            where = f"the environment variable {self.spec.key_env}" if self.spec.key_env else "--key-env VARIABLE"
-            what = "refuses the API key in" if self._key else "wants an API key: give it in"
-            raise RunError(f"{self.name} {what} {where} ({status})")
+            raise _KeyRefused(status)
         if 300 <= status < 400:
             raise RunError(f"{self.name} sends requests elsewhere ({status}), which would take the key along; give that url")
         if status in (408, 409, 425, 429) or (status >= 500 and status not in (501, 505) and "supported" not in words):
-            raise _Passing(f"{status} {words}", retry_after(asked, time.time()))
+            raise _Passing(f"{status} {words}", retry_after(asked, time.time()), limited=status == 429)
         raise Refused(status, words)
 
     def _lost(self, error: Exception) -> Exception:
@@ -195,8 +274,10 @@ class Server:
             raise _Passing(f"it answered with {what}") from None
 
     def without_key(self, text: str) -> str:
-        """The text with *** in the key's place."""
-        return text.replace(self._key, "***") if self._key else text
+        """The text with *** in every key's place."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     def _words(self, raw: bytes) -> str:
         """The server's reason in one short line; if it repeats the key, without it."""
