@@ -13,7 +13,8 @@ from stillhouse.cli.door import spec
 from stillhouse.core.recipe import to_plain
 from stillhouse.core.run import RunError
 from stillhouse.synth.budget import Budget
-from stillhouse.synth.judge import Judge, Pairwise, choice_in, number_in
+from stillhouse.synth.judge import Judge, Pairwise
+from stillhouse.synth.parse import choice_in, number_in
 from stillhouse.teachers.text import Ask, Decoding, Lost
 
 from .talk import Seen, outcome, plan, stands

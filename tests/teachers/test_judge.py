@@ -52,6 +52,10 @@ def test_a_judge_without_a_verdict(text: str, why: str, tmp_path: Path) -> None:
     assert why in (tmp_path / "rejects.jsonl").read_text()
 
 
+def test_eight_of_ten_is_eight(tmp_path: Path) -> None:
+    assert judged(tmp_path, "8/10", "Mark: 8 out of 10") == [0.8, 0.8]
+
+
 def test_it_wants_a_teacher_and_a_prompt_with_the_answer(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the recipe has none"):
         Judged()([], run_of(tmp_path, TinyLM()))

@@ -12,6 +12,7 @@ from ..core.run import Run
 from ..core.signal import Completion, Kind
 from ..teachers.text import Ask, Decoding, Lost
 from .asking import Unfit, Wording, answered, check_columns, check_drawn, check_new, gone_through, most_of, seeds_of
+from .parse import choice_in, number_in
 from .steps import Need, Work
 from .table import Row
 
@@ -38,8 +39,6 @@ Answer 2:
 {{ two }}
 
 Which answer is better? Reply with 1, 2 or tie, and nothing else."""
-_NUMBER = r"(?<![\w.,])-?\d+(?:\.\d+)?(?!\w)(?![.,]\d)"
-_CHOICE = r"1|2|tie"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,23 +214,3 @@ def unread(work: Work, row: Row, answers: Sequence[Completion | Lost], what: str
     texts = [answer.text for answer in answers if not isinstance(answer, Lost)]
     why = lost[0] if lost else f"{what or 'the judge did not say'} what was asked for"
     work.lose({**row, "reviews": texts} if texts else row, why)
-
-
-def number_in(text: str) -> float | None:
-    """The number that a reply means: the last one in it, `8/10` and `8 out of 10` being 8; None if there is none.
-
-    A number as part of a word or of a longer number is none.
-    """
-    bare = re.sub(rf"({_NUMBER})\s*(?:/|out of|von|sur|of)\s*\d+(?:\.\d+)?", r"\1", text.replace("**", ""))
-    found = re.findall(_NUMBER, bare)
-    return float(found[-1]) if found else None
-
-
-def choice_in(text: str) -> str | None:
-    """Which of `1`, `2` and `tie` a reply means; None if it names several, unless it says `[[1]]` or `answer: 1` at last."""
-    said = text.replace("**", "").casefold()
-    marked = re.findall(rf"\[\[\s*({_CHOICE})\s*\]\]|(?:verdict|better|winner|answer)\s*(?:is|:|=)\s*({_CHOICE})\b", said)
-    if marked:
-        return marked[-1][0] or marked[-1][1]
-    found = set(re.findall(rf"(?<![\w.,-])({_CHOICE})(?!\w)(?![.,]\d)", said))
-    return found.pop() if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""Free text from a model as data: the items of a list, and the label that an answer means."""
+"""Free text from a model as data: the items of a list, and the label, number or choice that an answer means."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 _MARKER = re.compile(r"^(?:(?:example|text|sentence|item)\s*)?(?:[-*•](?=\s|$)|#?\(?\d{1,3}[.):](?!\d))\s*", re.IGNORECASE)
 _HEADING = re.compile(r"^(?:example|text|sentence|item)\s*\d*\s*:\s*", re.IGNORECASE)
 _SHARES = re.compile(r"\s*[\[(][^\])]*\d{1,3}\s?%[^\])]*[\])]\s*")
+_NUMBER = r"(?<![\w.,])-?\d+(?:\.\d+)?(?!\w)(?![.,]\d)"
+_CHOICE = r"1|2|tie"
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "`": "`"}
 
 
@@ -66,3 +68,23 @@ def _cosine(a: Counter[int], b: Counter[int]) -> float:
     dot = sum(count * b[key] for key, count in a.items())
     size = math.sqrt(sum(v * v for v in a.values()) * sum(v * v for v in b.values()))
     return dot / size if size else 0.0
+
+
+def number_in(text: str) -> float | None:
+    """The number that a reply means: the last one in it, `8/10` and `8 out of 10` being 8; None if there is none.
+
+    A number as part of a word or of a longer number is none.
+    """
+    bare = re.sub(rf"({_NUMBER})\s*(?:/|out of|von|sur|of)\s*\d+(?:\.\d+)?", r"\1", text.replace("**", ""))
+    found = re.findall(_NUMBER, bare)
+    return float(found[-1]) if found else None
+
+
+def choice_in(text: str) -> str | None:
+    """Which of `1`, `2` and `tie` a reply means; None if it names several, unless it says `[[1]]` or `answer: 1` at last."""
+    said = text.replace("**", "").casefold()
+    marked = re.findall(rf"\[\[\s*({_CHOICE})\s*\]\]|(?:verdict|better|winner|answer)\s*(?:is|:|=)\s*({_CHOICE})\b", said)
+    if marked:
+        return marked[-1][0] or marked[-1][1]
+    found = set(re.findall(rf"(?<![\w.,-])({_CHOICE})(?!\w)(?![.,]\d)", said))
+    return found.pop() if len(found) == 1 else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..core.run import Run, RunError
 from ..data.rewards import Answered
+from ..synth.parse import number_in
 from .text import Ask, Decoding
 
 PROMPT = """Question:
@@ -58,9 +59,9 @@ class Judged:
         return re.sub(r"\{(?:question|truth|answer)\}", lambda found: words[found[0]], self.prompt)
 
     def _read(self, reply: str | None, answer: Answered, run: Run) -> float:
-        numbers = re.findall(r"-?\d+(?:\.\d+)?", reply or "")
-        if numbers:
-            return min(max(float(numbers[-1]) / self.best, 0.0), 1.0)
+        number = number_in(reply or "")
+        if number is not None:
+            return min(max(number / self.best, 0.0), 1.0)
         why = (
             f"the judge {self.teacher!r} did not answer" if reply is None else f"the judge replied {reply[:60]!r}, no number"
         )
