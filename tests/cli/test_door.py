@@ -121,7 +121,7 @@ def test_every_recipe_survives_yaml(name: str, scale: Any) -> None:
         ("stages.train.method", {"use": "core.optim.Optim"}, "train.method should be a Method with needs, setup, step"),
         ("stages.train", {"steps": 3}, "train is not a stage"),
         ("stages", [], "stages should be a valid dictionary"),
-        ("student", None, "student is None; give it a `use:`"),
+        ("student", None, "the recipe needs 'student', which has no default where"),
         ("data", {"use": "core.optim.Optim"}, "data is a Optim; give it a `use:` that names a class with `load`"),
         ("student.use", "models.toys.MPL", "no 'MPL' in stillhouse.models.toys; did you mean 'MLP'?"),
         ("student.use", "os.system", "stillhouse has no `os.system`; classes of another package need --allow os"),

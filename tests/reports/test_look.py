@@ -738,12 +738,21 @@ def test_the_command_writes_a_file(still: Still, run: Path, tmp_path: Path) -> N
 def test_the_command_serves_until_it_is_told_to_stop(run: Path) -> None:
     import signal
 
+    def heed() -> None:  # a test run in the background may have handed down that Ctrl-C is ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "stillhouse", "look", str(run)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stillhouse", "look", str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=env, preexec_fn=heed,  # noqa: PLW1509
+    )  # fmt: skip
+    try:
         assert process.stdout is not None and process.stderr is not None
         address = process.stdout.readline().split()[0]
         with urlopen(address, timeout=30) as answer:
             assert answer.status == 200 and b"Distil" not in answer.read()[:100]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0 and process.stdout.read().split() == ["ended"] and process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.communicate()

@@ -121,8 +121,10 @@ def build(plain: Any, *, allow: Collection[str] = ()) -> Recipe:
         if not re.fullmatch(r"[A-Za-z][\w-]*", name):
             raise RecipeError(f"the stage {name!r} needs a name of letters, digits, '-' and '_': it becomes a folder")
     learns = any(hasattr(stage, "student") or hasattr(stage, "subjects") for stage in recipe.stages.values())
+    if learns and recipe.student is None:
+        raise RecipeError("the recipe needs 'student', which has no default where a stage trains or judges one")
     for path, spec, hook in [
-        *([("student", recipe.student, "build")] if learns or recipe.student is not None else []),
+        *([("student", recipe.student, "build")] if learns else []),
         ("data", recipe.data, "load"),
         *((f"teachers.{name}", spec, "build") for name, spec in recipe.teachers.items()),
     ]:

@@ -136,13 +136,17 @@ class New(dict[str, Any]):
     """A row that `child` has made and nobody has changed."""
 
 
-def step_fingerprint(step: Any, teachers: Mapping[str, str], data: Any = None) -> str:
-    """What a step's rows depend on beside the rows it is given: its settings, its code, the files that it reads, the
-    teachers that it asks, and the recipe's data, which it may look into."""
-    plain = [to_plain(step), to_plain(data)]
-    named = [*getattr(step, "files", ()), *_files(plain)]
-    files = [file_hash(path) if path.is_file() else None for path in named]
-    return hash_of([plain, _code(type(step)), files, dict(teachers)])
+def step_fingerprint(step: Any, teachers: Mapping[str, str]) -> str:
+    """What a step's rows depend on beside the rows it is given: its settings, its code, the files that it reads, and the
+    teachers that it asks."""
+    files = [file_hash(path) if path.is_file() else None for path in getattr(step, "files", ())]
+    return hash_of([settings_print(step), _code(type(step)), files, dict(teachers)])
+
+
+def settings_print(spec: Any) -> str:
+    """The settings of a step or data spec, and the content of the files that they name."""
+    plain = to_plain(spec)
+    return hash_of([plain, [file_hash(path) if path.is_file() else None for path in _files(plain)]])
 
 
 def _files(plain: Any) -> Iterator[Path]:

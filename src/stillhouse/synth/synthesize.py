@@ -29,7 +29,7 @@ from ..core.stage import stop_requests
 from .budget import Budget
 from .calls import Calls
 from .flow import estimated
-from .steps import Need, New, Work, given, step_fingerprint
+from .steps import Need, New, Work, given, settings_print, step_fingerprint
 from .table import Row, Table, Writing, hash_of, settled, write
 
 ROWS, ACCOUNT, STEPS = "rows.parquet", "account.json", "steps"
@@ -146,8 +146,9 @@ class Making:
     def _step(self, name: str, step: Any, rows: Table) -> Table:
         run = self.run
         needs: Mapping[str, Need] = step.estimate(rows, run)
-        fingerprint = step_fingerprint(step, {role: self.calls.teacher(role)[1] for role in needs}, run.recipe.data)
-        key = hash_of([name, fingerprint, _digest(rows.path), run.stage, run.seed, __version__])
+        fingerprint = step_fingerprint(step, {role: self.calls.teacher(role)[1] for role in needs})
+        beside = settings_print(run.recipe.data)  # a step may look at other splits than the one that its rows are from
+        key = hash_of([name, fingerprint, beside, _digest(rows.path), run.stage, run.seed, __version__])
 
         def made(work: Work) -> Iterator[Row]:
             work.fingerprint, work.total = fingerprint, sum(need.calls for need in needs.values())

@@ -108,8 +108,10 @@ class Writing:
         import numpy
 
         names = numpy.array(self.names, dtype=numpy.uint64)
-        if not len(names) or len(numpy.unique(names)) == len(names):
+        names.sort()  # in place: eight bytes a row is all that this may take, and mostly all that there is to do
+        if not (names[1:] == names[:-1]).any():
             return []
+        names = numpy.array(self.names, dtype=numpy.uint64)
         order = numpy.argsort(names, kind="stable")
         again = order[1:][names[order][1:] == names[order][:-1]]
         return sorted(again.tolist())
