@@ -133,6 +133,7 @@ def page(path: Path, results: Path) -> None:
         for method, mean, *gains in sorted(rows, key=lambda row: -row[1]):
             told = ["" if g is None else f"{100 * g.mean:+.1f} [{100 * g.low:+.1f}, {100 * g.high:+.1f}]" for g in gains]
             lines.append(f"| `{method}` | {100 * mean:.1f} | {told[0]} | {told[1]} |")
+        lines = lines if rows else ["Not measured yet."]
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(begin)
         text = before + begin + "\n" + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
