@@ -187,6 +187,26 @@ def test_a_teacher_within_steps_is_checked_before(chat_server: Start, tmp_path: 
         go(recipe.set("stages", {"make": replace(recipe.stages["make"], steps=steps)}), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "late",
+    [
+        Join(path="none.csv", on="text"),
+        Reviewed(path="none.csv"),
+        Apply(function="none.csv:f"),
+        Gather(function="none.csv:f", by="n"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_before_anything_is_asked(chat_server: Start, tmp_path: Path, late: Any) -> None:
+    server = chat_server(said)
+    recipe = made(server.url)
+    with pytest.raises(RunError, match="no file none.csv; mend the path"):
+        go(
+            recipe.set("stages", {"make": replace(recipe.stages["make"], steps={"judge": Judge(), "late": late})}),
+            tmp_path / "run",
+        )
+    assert not server.asked
+
+
 def test_every_row_can_be_explained(chat_server: Start, tmp_path: Path) -> None:
     run = go(made(chat_server(said).url), tmp_path / "run")
     tables = opened(run.folder, None)
@@ -203,8 +223,10 @@ def test_every_row_can_be_explained(chat_server: Start, tmp_path: Path) -> None:
         tables.explain("zzzz")
     with pytest.raises(RunError, match="give at least 4 letters"):
         tables.explain("a")
-    with pytest.raises(RunError, match="no finished stage of .* made data"):
+    with pytest.raises(RunError, match="is not a run folder; give one that `stillhouse run` made"):
         opened(tmp_path, None)
+    with pytest.raises(RunError, match="no finished stage of .* made data"):
+        opened(Run(tmp_path / "new").folder, None)
     told = CliRunner().invoke(app, ["explain", str(run.folder), gone["_id"]])
     assert (
         told.exit_code == 0

@@ -111,6 +111,8 @@ def stages_of(run: Path) -> list[str]:
 
 def opened(run: Path, stage: str | None) -> Tables:
     """The tables of a run's stage, of its only one if none is named; RunError if there is none."""
+    if not (run / "artifacts").is_dir():
+        raise RunError(f"{run} is not a run folder; give one that `stillhouse run` made")
     known = stages_of(run)
     if not known:
         raise RunError(f"no finished stage of {run} made data")

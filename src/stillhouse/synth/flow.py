@@ -17,7 +17,7 @@ from ..core.run import Run, RunError
 from ..core.signal import Kind
 from ..data import own
 from ..data.tables import read_rows
-from .steps import Need, Silent
+from .steps import Need, Silent, check_file
 from .table import Row, Table
 
 Steps = Mapping[str, Any]  # name -> Step, in order
@@ -166,6 +166,10 @@ class Apply(Silent):
     def __post_init__(self) -> None:
         check_function(self.function)
 
+    def check(self, run: Run) -> None:
+        """RunError if the function's file is not there."""
+        check_file(self.function.rpartition(":")[0])
+
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:
         """What the function makes of every row; one at which it fails is lost with what it said."""
         work = run.work
@@ -201,6 +205,10 @@ class Gather(Silent):
     def __post_init__(self) -> None:
         check_function(self.function)
 
+    def check(self, run: Run) -> None:
+        """RunError if the function's file is not there."""
+        check_file(self.function.rpartition(":")[0])
+
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:
         """New rows, whose parents are all rows of their group; a group whose function fails is lost."""
         groups: dict[str, list[Row]] = {}
@@ -234,6 +242,10 @@ class Join(Silent):
     path: str  # .jsonl, .csv, .parquet, ...
     on: str
     missing: bool = False  # rows of which the file says nothing: do they pass, or are they lost?
+
+    def check(self, run: Run) -> None:
+        """RunError if the file is not there."""
+        check_file(self.path)
 
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:
         """Every row with what the file says of it."""

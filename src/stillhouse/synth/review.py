@@ -12,7 +12,7 @@ from typing import Any
 from ..core.files import write_atomically
 from ..core.run import Run, RunError, seed_of
 from ..data.tables import read_rows
-from .steps import Silent
+from .steps import Silent, check_file
 from .table import Row
 
 KEEP = "keep"  # the column in which a reviewer says no
@@ -52,6 +52,10 @@ class Reviewed(Silent):
     """Rows as a person left them in a file that `stillhouse review` wrote; rows that are not in it pass as they are."""
 
     path: str
+
+    def check(self, run: Run) -> None:
+        """RunError if the file is not there."""
+        check_file(self.path)
 
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:
         """A row whose `keep` says no is lost; in others what was changed is changed."""

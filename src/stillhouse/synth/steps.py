@@ -143,6 +143,12 @@ def step_fingerprint(step: Any, teachers: Mapping[str, str]) -> str:
     return hash_of([settings_print(step), _code(type(step)), files, dict(teachers)])
 
 
+def check_file(path: str | Path) -> None:
+    """RunError if there is no such file: told before the steps in front of the one that reads it have cost anything."""
+    if not Path(path).expanduser().is_file():
+        raise RunError(f"no file {path}; mend the path in the step that reads it")
+
+
 def settings_print(spec: Any) -> str:
     """The settings of a step or data spec, and the content of the files that they name."""
     plain = to_plain(spec)
