@@ -47,6 +47,7 @@ class ChatServer(ThreadingHTTPServer):
 
 class Handler(Json):
     server: ChatServer
+    inside = False  # it works on an ask
 
     def do_GET(self) -> None:
         self.send(200, {"data": [{"id": "tiny"}]})
@@ -58,13 +59,24 @@ class Handler(Json):
             server.asked.append(body)
             number = len(server.asked)
             server.at_once += 1
+            self.inside = True
             server.most_at_once = max(server.most_at_once, server.at_once)
             fault = server.faults.pop(0) if server.faults else server.fault_of(number)
         try:
             self.respond(body, fault)
         finally:
-            with server.lock:
-                server.at_once -= 1
+            self.leave()
+
+    def leave(self) -> None:
+        """Count this ask as answered, once."""
+        if self.inside:
+            self.inside = False
+            with self.server.lock:
+                self.server.at_once -= 1
+
+    def send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+        self.leave()  # before the answer goes out: the client may ask again the moment that it has it
+        super().send(status, body, headers)
 
     def respond(self, body: Any, fault: Fault | None) -> None:
         server = self.server

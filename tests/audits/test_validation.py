@@ -14,7 +14,7 @@ from stillhouse.audits.validation import Validation
 from stillhouse.core.optim import Optim
 from stillhouse.core.recipe import Recipe
 from stillhouse.core.run import Interrupted, Run, RunError
-from stillhouse.core.stage import Train, execute
+from stillhouse.core.stage import Subjects, Train, execute
 from stillhouse.data.toys import Clusters, Sentences
 from stillhouse.methods.classics.supervised import Supervised
 from stillhouse.models.call import logits_of
@@ -47,6 +47,20 @@ def test_the_best_judged_step_is_kept(tmp_path: Path) -> None:
     plain = made(tmp_path / "plain", replace(RECIPE, stages={"train": alone}))
     for a, b in zip(loaded(run).parameters(), loaded(plain).parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_student_of_the_last_step_is_kept_beside_it(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", RECIPE.set("train.judge", Falling()))
+    subjects = Subjects(run, ("train", "train/last"))
+    for name, steps in (("train", 3), ("train/last", 12)):
+        alone = replace(TRAIN, steps=steps, judge=None)  # the rate is constant: three steps of twelve are three steps
+        plain = made(tmp_path / str(steps), replace(RECIPE, stages={"train": alone}))
+        for a, b in zip(subjects.load(name).parameters(), loaded(plain).parameters(), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(RunError, match="stage 'train' kept no student 'first'; one with a judge keeps its 'last'"):
+        subjects.load("train/first")
+    with pytest.raises(RunError, match="stage 'train' kept no student 'last'"):
+        Subjects(plain, ()).load("train/last")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from stillhouse.audits.validation import Validation
 from stillhouse.cli import door, prove
 from stillhouse.core.files import read_lines
 from stillhouse.core.proof import Proof
@@ -77,6 +78,28 @@ def test_arms_that_are_the_same_are_undecided(still: Still, tmp_path: Path, clai
     claim(proof(arms={"ours": arm(1e-2), "alone": arm(1e-2)}))
     written = proven(still, tmp_path)
     assert written["verdict"] == "undecided" and written["effects"]["alone"]["mean"] == 0
+
+
+def test_the_last_step_and_the_one_that_validation_likes_best_are_told_apart(
+    still: Still, tmp_path: Path, claim: Any
+) -> None:
+    arms = {"ours": arm(1e-2, 60), "alone": arm(0.3, 20).set("train.optim.schedule", "constant")}
+    made = proof(arms=arms, tune={"train.steps": (60, 20)}, untuned=("alone",))
+    claim(made)
+    last = proven(still, tmp_path)
+    claim(replace(made, judge=Validation()))
+    both = proven(still, tmp_path)
+    for name in arms:
+        assert both["arms"][name]["values"] == last["arms"][name]["values"] and last["arms"][name]["best_step"] == {}
+    assert (both["effects"], both["tuning"], both["verdict"]) == (last["effects"], last["tuning"], last["verdict"])
+    values, best = both["arms"]["alone"]["values"], both["arms"]["alone"]["best_step"]
+    assert sum(best.values()) < sum(values.values()) - 0.1
+    mean = sum(both["arms"]["ours"]["best_step"][seed] - best[seed] for seed in "012") / 3
+    assert both["best_step_effects"]["alone"]["mean"] == pytest.approx(mean) and last["best_step_effects"] == {}
+    marks = [
+        json.loads(path.read_text()) for path in tmp_path.glob("runs/proofs/supervised/alone_s?_*/artifacts/train/done.json")
+    ]
+    assert sorted("best_step" in mark for mark in marks) == [False] * 3 + [True] * 3
 
 
 def test_one_seed_bounds_nothing_and_the_file_is_still_json(still: Still, tmp_path: Path, claim: Any) -> None:

@@ -428,7 +428,7 @@ def test_a_file_of_lines_with_whatever_in_them(tmp_path: Path, serve: Callable[.
 @pytest.mark.parametrize(
     ("name", "asked", "why"),
     [
-        ("nowhere.csv", {}, "no data file"), ("rows.xyz", {}, "cannot read rows.xyz"), ("", {}, "made data"),
+        ("nowhere.csv", {}, "no data file"), ("rows.xyz", {}, "cannot read rows.xyz"), ("", {}, "not a run folder"),
         ("rows.csv", {"stage": "make"}, "--stage is for a run folder"), ("bad.parquet", {}, "cannot read the table"),
     ],
 )  # fmt: skip

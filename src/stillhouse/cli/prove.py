@@ -33,6 +33,7 @@ from .results import findings
 from .show import COLOURS
 
 TOLD = ("note", "warning")  # events that a reader of the proof has to know
+LOOKS = 8  # how often a proof's judge looks at a student while it trains
 TUNING_SEED = 10_007  # no proof uses it for its values
 
 Settings = Mapping[str, Any]
@@ -49,6 +50,7 @@ class Trial:
     value: float
     seconds: float
     folder: Path
+    best: float | None = None  # the same of the student that the proof's judge liked best while it trained
 
 
 def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | None = None) -> dict[str, Any]:
@@ -68,6 +70,8 @@ def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | N
     except Interrupted as error:
         raise Interrupted(f"stopped; what is done is kept, go on with: stillhouse prove {name}") from error
     effects = {arm: _effect(values, proof.ours, arm) for arm in proof.beats}
+    best = {arm: found for arm, by_seed in values.items() if (found := _best(by_seed))}
+    best_effects = {arm: _effect(best, proof.ours, arm) for arm in proof.beats if {arm, proof.ours} <= best.keys()}
     outcome = verdict(list(effects.values()), proof.better)
     facts = environment()
     result = {
@@ -75,11 +79,13 @@ def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | N
         "metric": proof.metric, "better": proof.better, "split": "test",
         "ours": proof.ours, "beats": list(proof.beats), "seeds": list(proof.seeds),
         "effects": {arm: _plain(effect) for arm, effect in effects.items()},
+        "best_step_effects": {arm: _plain(effect) for arm, effect in best_effects.items()},
         "arms": {
             arm: {
-                "values": {str(seed): trial.value for seed, trial in by_seed.items()},
+                "values": _values(by_seed),
                 "subject": proof.subjects.get(arm, proof.subject),
                 "mean": sum(trial.value for trial in by_seed.values()) / len(by_seed),
+                "best_step": _values(best.get(arm, {})),
                 "settings": dict(chosen[arm]),
                 "told": runner.told(by_seed.values()),
                 "seconds": sum(trial.seconds for trial in by_seed.values()),
@@ -95,7 +101,7 @@ def prove(name: str, *, runs: Path, out: Path, console: Console, device: str | N
         write_atomically(out / f"{name}.json", json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ProofError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
-    for part in summary(proof, values, effects, outcome, runner.seconds):
+    for part in summary(proof, values, effects, best_effects, outcome, runner.seconds):
         console.print(part)
     return result
 
@@ -176,9 +182,14 @@ class Runner:
 
     def trial(self, arm: str, recipe: Recipe, settings: Settings, seed: int, split: str) -> Trial:
         """Run one arm, or go on with it, or read it if it is done."""
+        from ..core.stage import LAST
+
         for path, value in settings.items():
             recipe = recipe.set(path, value)
         recipe = judged_on(recipe.set("seed", seed), split, arm)
+        subject = self.proof.subjects.get(arm, self.proof.subject)
+        apart = None if split == "valid" or self.proof.judge is None else keep_both(recipe, subject, self.proof.judge)
+        recipe = apart or recipe
         text = door.dump(recipe)
         folder = self.folder / f"{arm}_s{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         folder = self.folders.setdefault(text, folder)  # arms that share a recipe share the run
@@ -188,7 +199,11 @@ class Runner:
         )
         self.lend(recipe, folder)
         seconds = self.spent(recipe, run)
-        trial = Trial(self.read(folder, arm, split), seconds, folder)
+        if apart is None:
+            trial = Trial(self.read(folder, arm, subject, split), seconds, folder)
+        else:
+            last = self.read(folder, arm, f"{subject}/{LAST}", split)
+            trial = Trial(last, seconds, folder, self.read(folder, arm, subject, split))
         told = ", ".join(f"{path}={value}" for path, value in settings.items())
         line = f"{arm}, {'tuning' if split == 'valid' else f'seed {seed}'}{f', {told}' if told else ''}"
         self.console.print(Text(f"  {line}: {self.proof.metric} {trial.value:.4g} ({clock(seconds)})"))
@@ -230,15 +245,14 @@ class Runner:
             if not shared.exists():
                 shutil.copytree(folder / "artifacts" / name, shared, copy_function=os.link)
 
-    def read(self, folder: Path, arm: str, split: str) -> float:
-        """The judged number of a finished run."""
-        proof, subject = self.proof, self.proof.subjects.get(arm, self.proof.subject)
+    def read(self, folder: Path, arm: str, subject: str, split: str) -> float:
+        """The judged number of a finished run's subject."""
         found = [f for f in findings(folder) if f.versus is None and f.split in (split, "")]
         for f in found:
-            if (f.name, f.subject) == (proof.metric, subject):
+            if (f.name, f.subject) == (self.proof.metric, subject):
                 return f.value
         there = ", ".join(sorted({f"{f.name} of {f.subject}" for f in found})) or "nothing"
-        raise ProofError(f"arm {arm!r} found no {proof.metric} of {subject} on the {split} split; it found {there}")
+        raise ProofError(f"arm {arm!r} found no {self.proof.metric} of {subject} on the {split} split; it found {there}")
 
 
 def _beginnings(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -270,14 +284,31 @@ def judged_on(recipe: Recipe, split: str, arm: str = "ours") -> Recipe:
     return replace(recipe, stages=stages)
 
 
+def keep_both(recipe: Recipe, subject: str, judge: Any) -> Recipe | None:
+    """The recipe whose stage keeps the student that the judge likes best beside that of the last step, and whose audits
+    look at both; None where no plain training makes the subject, or that has a judge of its own."""
+    from ..core.stage import LAST, Audit, Train
+
+    stage = recipe.stages.get(subject)
+    if not isinstance(stage, Train) or stage.judge is not None:
+        return None
+    stages: dict[str, Any] = {**recipe.stages, subject: replace(stage, judge=judge, judge_every=-(-stage.steps // LOOKS))}
+    for name, audit in stages.items():
+        if isinstance(audit, Audit) and subject in audit.subjects:
+            twice = (both for s in audit.subjects for both in ((f"{s}/{LAST}", s) if s == subject else (s,)))
+            stages[name] = replace(audit, subjects=tuple(twice))
+    return replace(recipe, stages=stages)
+
+
 def summary(
     proof: Proof,
     values: Mapping[str, Mapping[int, Trial]],
     effects: Mapping[str, Effect],
+    best: Mapping[str, Effect],
     outcome: Verdict,
     seconds: float,
 ) -> Iterator[Table | Text]:
-    """The proof for a terminal: a row for every arm, and the verdict."""
+    """The proof for a terminal: a row for every arm, the same for the students of the best steps, and the verdict."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("arm", f"{proof.metric} ({proof.better} is better)", "ours minus this", "95 % interval"):
         grid.add_column(column, no_wrap=True)
@@ -287,6 +318,9 @@ def summary(
         bounds = "" if effect is None else f"[{effect.low:+.4g}, {effect.high:+.4g}] over {effect.n} seeds"
         grid.add_row(Text(arm), Text(numbers), Text(f"{effect.mean:+.4g}" if effect else ""), Text(bounds))
     yield grid
+    for arm, effect in best.items():
+        told = f"{effect.mean:+.4g} [{effect.low:+.4g}, {effect.high:+.4g}]"
+        yield Text(f"the step that the validation split likes best, ours minus {arm}: {told}")
     yield Text.assemble("verdict: ", (outcome, f"bold {COLOURS[outcome]}"), f" ({clock(seconds)} of computing)")
 
 
@@ -297,6 +331,16 @@ def _grid(tune: Mapping[str, tuple[Any, ...]]) -> Iterator[Settings]:
 
 def _effect(values: Mapping[str, Mapping[int, Trial]], ours: str, arm: str) -> Effect:
     return interval([trial.value - values[arm][seed].value for seed, trial in values[ours].items()])
+
+
+def _best(by_seed: Mapping[int, Trial]) -> dict[int, Trial]:
+    """The trials as their best steps judge them; nothing if one has none."""
+    found = {seed: replace(trial, value=trial.best) for seed, trial in by_seed.items() if trial.best is not None}
+    return found if len(found) == len(by_seed) else {}
+
+
+def _values(by_seed: Mapping[int, Trial]) -> dict[str, float]:
+    return {str(seed): trial.value for seed, trial in by_seed.items()}
 
 
 def _plain(effect: Effect) -> dict[str, Any]:

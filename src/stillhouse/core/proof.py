@@ -35,6 +35,9 @@ class Proof:
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     untuned: tuple[str, ...] = ()
     tuning_seeds: int = 1  # over which a setting's value is averaged; one can choose a rate that breaks down on others
+    judge: Any = (
+        None  # stage.Judge: also report the students that it likes best while they train; the verdict is on the last
+    )
     note: str = ""
 
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 
+LAST = "last"  # of a stage with a judge: the folder of the student of the last step
+
+
 class Stage(Protocol):
     """One piece of a run."""
 
@@ -89,8 +92,8 @@ class Train:
     label: str = ""  # what the report calls this student; empty: from the stage's name
     seconds_of: str | None = None  # take as many steps as stage `speed_of` would take in the seconds of this stage
     speed_of: str | None = None
-    judge: Judge | None = None  # keep the student that it likes best of those at every `judge_every` steps
-    judge_every: int = 100
+    judge: Judge | None = None  # the artifact is the student that it likes best of those at every `judge_every` steps, and
+    judge_every: int = 100  # the one of the last step is kept beside it; an audit calls that one `STAGE/last`
     checkpoint_minutes: float = 5.0
 
     def __call__(self, run: Run) -> None:
@@ -141,11 +144,15 @@ class Train:
             seconds = self._fit(loop, source, run, start, seconds, stop, best)
             loop.close()
             trained = state.get_submodule("student").eval()
-            if best.weights:
-                trained.load_state_dict(best.weights)
+            last = best.put_into(trained)
+            if last:
                 facts |= {"best_step": best.step, "best_score": best.score}
             with run.artifact(run.stage, seconds=seconds, **facts, **self._cost(source, run)) as folder:
                 spec.save(trained, folder, run)
+                if last:
+                    trained.load_state_dict(last)
+                    (folder / LAST).mkdir()
+                    spec.save(trained, folder / LAST, run)
             run.drop_checkpoints()
         if stop.is_set():  # asked during the last step or while saving
             raise Interrupted(f"stopped after stage {run.stage!r}; go on with: stillhouse run {run.folder}")
@@ -237,13 +244,24 @@ class Best:
         if math.isnan(score):
             raise RunError(f"the judge of stage {run.stage!r} gave nan after step {step}")
         if score > self.score or not self.weights:
-            weights = {name: value.detach().to("cpu", copy=True) for name, value in student.state_dict().items()}
-            self.score, self.step, self.weights = score, step, weights
+            self.score, self.step, self.weights = score, step, _copied(student)
         return score
+
+    def put_into(self, student: nn.Module) -> dict[str, torch.Tensor]:
+        """Make the student the best one; what it was before, or nothing if none was judged."""
+        if not self.weights:
+            return {}
+        last = _copied(student)
+        student.load_state_dict(self.weights)
+        return last
 
     def plain(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {"score": self.score, "step": self.step, "weights": self.weights}
+
+
+def _copied(student: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in student.state_dict().items()}
 
 
 class Check(Protocol):
@@ -256,7 +274,8 @@ class Check(Protocol):
 
 @dataclass
 class Subjects:
-    """The models an audit looks at, one at a time: `start`, the trained stages, and teachers that no stage trained."""
+    """The models an audit looks at, one at a time: `start`, the trained stages, those of their last step where a judge chose
+    another (`STAGE/last`), and teachers that no stage trained."""
 
     run: Run
     names: tuple[str, ...]
@@ -270,10 +289,14 @@ class Subjects:
         elif name not in run.recipe.stages and hasattr(run.teachers.get(name), "module"):
             return run.teachers[name].module  # type: ignore[attr-defined]
         else:
-            stage = run.recipe.stages.get(name)
+            key, _, of = name.partition("/")
+            stage = run.recipe.stages.get(key)
             if not hasattr(stage, "student"):  # training stages leave a model of that spec, and so do merges
-                raise RunError(f"no training stage {name!r} to audit; there are {', '.join(run.recipe.stages)}")
-            module = (getattr(stage, "student", None) or run.recipe.student).load(run.path(name), run)
+                raise RunError(f"no training stage {key!r} to audit; there are {', '.join(run.recipe.stages)}")
+            folder = run.path(key) / of
+            if of and not (of == LAST and folder.is_dir()):
+                raise RunError(f"stage {key!r} kept no student {of!r}; one with a judge keeps its {LAST!r}")
+            module = (getattr(stage, "student", None) or run.recipe.student).load(folder, run)
         gc.collect()
         return module.to(run.device).eval()
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..audits.classification import Classification
+from ..audits.validation import Validation
 from ..core.method import Method
 from ..core.optim import Optim
 from ..core.proof import Proof
@@ -107,6 +108,6 @@ def against_hinton(recipe: Recipe, claim: str, *, arms: Mapping[str, Recipe] | N
     every = {"ours": arm(recipe), "hinton": arm(recipe, Hinton()), "alone": alone(recipe), **(arms or {})}
     usual: dict[str, Any] = {
         "beats": tuple(name for name in every if name != "ours"), "seeds": (0, 1, 2, 3, 4), "minutes": 6.0,
-        "tune": {"train.optim.lr": RATES}, "note": NOTE,
+        "tune": {"train.optim.lr": RATES}, "judge": Validation(quantity="accuracy"), "note": NOTE,
     }  # fmt: skip
     return Proof(claim=claim, arms=every, metric="accuracy", **{**usual, **settings})
