@@ -41,7 +41,7 @@ from ...models.together import Together
 from ...models.vision import ResNet
 from ...objectives.divergences import ForwardKL, cross_entropy
 from ...teachers.lineage import Lineage
-from ..images import RATES, alone, images
+from ..images import BEST, RATES, alone, images
 from ..outputs import Outputs, added, outputs, told
 
 PAPER = Paper(
@@ -157,6 +157,7 @@ def proof() -> Proof:
             "ensemble": ours,
         },
         metric="accuracy",
+        judge=BEST,
         subjects={"ensemble": "together"},
         beats=("alone", "long"),
         seeds=(0, 1, 2, 3, 4),

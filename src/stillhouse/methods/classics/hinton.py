@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ...audits.classification import Classification
+from ...audits.validation import Validation
 from ...core.method import State, Update
 from ...core.optim import Optim
 from ...core.paper import Paper
@@ -137,6 +138,7 @@ def proof() -> Proof:
         " the same student with those labels alone, and the same student with every label.",
         arms={"ours": ours, "alone": alone, "all_labels": alone.set("train.data", Known())},
         metric="accuracy",
+        judge=Validation(quantity="accuracy"),
         beats=("alone", "all_labels"),
         seeds=(0, 1, 2, 3, 4),
         minutes=6.0,

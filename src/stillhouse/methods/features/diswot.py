@@ -39,7 +39,7 @@ from ...models.vision import ResNet
 from ...objectives.proxies import Semantic, semantic_gap
 from ...objectives.relations import relation_loss
 from ..classics.hinton import Hinton
-from ..images import RATES, arm, images
+from ..images import BEST, RATES, arm, images
 
 PAPER = Paper(
     id="diswot",
@@ -128,6 +128,7 @@ def proof() -> Proof:
             "trained": chosen(truth, DisWOT(), Parameters(), GradientNorm(), Activity()),
         },
         metric="accuracy",
+        judge=BEST,
         beats=("random", "parameters", "alone"),
         seeds=(0, 1, 2, 3, 4),
         minutes=25.0,

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ...audits.validation import Validation
 from ...core.method import State, Update
 from ...core.paper import Paper
 from ...core.proof import Proof
@@ -161,6 +162,7 @@ def proof() -> Proof:
             "scratch": tuned("scratch", "small", None, student("small")),
         },
         metric="accuracy",
+        judge=Validation(quantity="accuracy"),
         subject="tuned",
         beats=("mae", "fine_tuned", "scratch"),
         seeds=(0, 1, 2, 3, 4),

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ...audits.validation import Validation
 from ...core.method import State, Update
 from ...core.paper import Paper
 from ...core.proof import Proof
@@ -168,6 +169,7 @@ def proof() -> Proof:
             "mae": tuned("mae", "small", pretraining("small", MAE()), student("small")),
         },
         metric="accuracy",
+        judge=Validation(quantity="accuracy"),
         subject="tuned",
         beats=("generic", "specific", "mae"),
         seeds=(0, 1, 2, 3, 4),

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...audits.codes import Codes
+from ...audits.validation import Validation
 from ...core.engine import to_device
 from ...core.method import State, Update
 from ...core.optim import Optim
@@ -246,6 +247,7 @@ def proof() -> Proof:
             "pooled_less": plain.set("train.method.pooled", 0.3),
         },
         metric="accuracy",
+        judge=Validation(quantity="accuracy"),
         beats=("alone", "pooled", "pooled_less"),
         seeds=(0, 1, 2, 3, 4),
         minutes=8.0,

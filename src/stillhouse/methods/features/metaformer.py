@@ -44,7 +44,7 @@ from ...models.metaformer import MetaFormer, Mix
 from ...models.taps import layers
 from ...models.toys import MLP
 from ..classics.hinton import Hinton
-from ..images import RATES, alone, arm, images
+from ..images import BEST, RATES, alone, arm, images
 
 PAPER = Paper(
     id="metaformer",
@@ -137,6 +137,7 @@ def proof() -> Proof:
         " parameters that learns from the same teacher, and than itself without a teacher.",
         arms={"ours": arm(ours), **{name: arm(taught("small", spec)) for name, spec in specs.items()}, "alone": alone(ours)},
         metric="accuracy",
+        judge=BEST,
         beats=("perceptron", "alone"),
         seeds=(0, 1, 2, 3, 4),
         minutes=12.0,

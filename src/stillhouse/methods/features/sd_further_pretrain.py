@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ...audits.validation import Validation
 from ...core.method import State, Update
 from ...core.paper import Paper
 from ...core.proof import Proof
@@ -164,6 +165,7 @@ def proof() -> Proof:
         " is fine-tuned at once.",
         arms={"ours": ours, "further": plain, "longer": longer, "generic": at_once},
         metric="accuracy",
+        judge=Validation(quantity="accuracy"),
         subject="tuned",
         beats=("further", "longer", "generic"),
         seeds=(0, 1, 2, 3, 4),

@@ -47,7 +47,7 @@ from ...signals.topk import KeptTopK
 from ...teachers.cached import Cached
 from ...teachers.ensemble import Ensemble
 from ...teachers.module import ModuleTeacher
-from ..images import CIFAR, RATES, SMALL, alone, arm, images
+from ..images import BEST, CIFAR, RATES, SMALL, alone, arm, images
 from ..outputs import added, told
 
 PAPER = Paper(
@@ -145,6 +145,7 @@ def proof() -> Proof:
             "live": replace(ours, data=fresh, teachers={"teacher": live}, stages=stages),
         },
         metric="accuracy",
+        judge=BEST,
         beats=("changed", "alone"),
         seeds=(0, 1, 2, 3, 4),
         minutes=8.0,

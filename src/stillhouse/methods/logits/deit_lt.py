@@ -49,7 +49,7 @@ from ...models.vision import ViT
 from ...objectives.balance import effective
 from ...objectives.divergences import cross_entropy
 from ..classics.supervised import Supervised
-from ..images import alone, arm, images
+from ..images import BEST, alone, arm, images
 from ..outputs import told
 from ..tokens import two_tokens
 
@@ -198,6 +198,7 @@ def proof() -> Proof:
         " without the re-weighting, and than one without a teacher.",
         arms={"ours": arm(ours), "deit": arm(deit), "not_weighted": arm(hard), "alone": alone(ours)},
         metric="accuracy",
+        judge=BEST,
         beats=("deit", "not_weighted", "alone"),
         seeds=(0, 1, 2, 3, 4),
         minutes=10.0,

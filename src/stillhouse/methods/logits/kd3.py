@@ -55,7 +55,7 @@ from ...models.vision import ResNet
 from ...objectives.contrastive import nt_xent
 from ...objectives.maps import feature_gap, same_size, unit
 from ..classics.hinton import Hinton
-from ..images import CIFAR, RATES, images
+from ..images import BEST, CIFAR, RATES, images
 
 PAPER = Paper(
     id="kd3",
@@ -232,6 +232,7 @@ def proof() -> Proof:
             "uncontrasted": _arm(ours, {}, method=replace(method, contrast=0.0)),
         },
         metric="accuracy",
+        judge=BEST,
         beats=("raw", "filtered"),
         seeds=(0, 1, 2, 3, 4),
         minutes=8.0,

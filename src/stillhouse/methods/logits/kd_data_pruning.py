@@ -36,7 +36,7 @@ from ...data.pruned import Pruned
 from ...models.scored import Scores
 from ..classics.hinton import Hinton
 from ..classics.supervised import Supervised
-from ..images import RATES, SMALL, alone, arm, images
+from ..images import BEST, RATES, SMALL, alone, arm, images
 from ..outputs import check_temperature
 
 PAPER = Paper(
@@ -131,6 +131,7 @@ def proof() -> Proof:
             "everything_taught": arm(unpruned, PrunedKD(), name="kd_data_pruning"),
         },
         metric="accuracy",
+        judge=BEST,
         beats=("everything", "alone"),
         seeds=(0, 1, 2, 3, 4),
         minutes=6.0,

@@ -27,6 +27,7 @@ from torch import nn
 
 from ...audits.classification import Classification
 from ...audits.regions import Moved
+from ...audits.validation import Validation
 from ...core.method import State, Update
 from ...core.optim import Optim
 from ...core.paper import Paper
@@ -157,7 +158,7 @@ def proof() -> Proof:
                            teachers={"cnn_inside": made.teachers["cnn_inside"]}, student=region.student),
             "whole": _arm(made, {"train": made.stages["alone"]}, teachers={}, student=made.stages["alone"].student),
         },
-        metric="accuracy",
+        metric="accuracy", judge=Validation(quantity="accuracy"),
         beats=("untaught", "region", "whole"),
         seeds=(0, 1, 2, 3, 4),
         minutes=8.0,

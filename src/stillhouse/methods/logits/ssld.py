@@ -37,7 +37,7 @@ from ...objectives.divergences import JSD, ForwardKL, ReverseKL
 from ...teachers.local import same_classes
 from ..classics.hinton import Hinton
 from ..classics.supervised import Supervised
-from ..images import CIFAR, RATES, images
+from ..images import BEST, CIFAR, RATES, images
 
 PAPER = Paper(
     id="ssld",
@@ -142,6 +142,7 @@ def proof() -> Proof:
             "alone": _on(made, Supervised(), before=()),
         },
         metric="accuracy",
+        judge=BEST,
         beats=("raw", "few", "hinton", "alone"),
         seeds=(0, 1, 2, 3, 4),
         minutes=6.0,
