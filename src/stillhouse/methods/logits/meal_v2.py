@@ -42,6 +42,7 @@ from ...models.vision import ResNet
 from ...objectives.divergences import log_softmax
 from ...teachers.ensemble import Ensemble
 from ...teachers.module import ModuleTeacher
+from ..classics.hinton import Hinton
 from ..images import BEST, RATES, arm, images
 from ..outputs import added, outputs, told
 
@@ -150,6 +151,8 @@ def proof() -> Proof:
     audit = replace(made.stages["audit"], subjects=("start", "pretrained", "train"))
     ours = arm(replace(made, stages={**made.stages, "audit": audit}))
     stages = {"pretrained": made.stages["pretrained"], "train": made.stages["alone"]}
+    first = {"teacher": ModuleTeacher(spec=made.stages["teacher"].student, stage="teacher")}
+    hinton = replace(ours.stages["train"], method=Hinton(), optims={})
     anew = ours.set("train.student", None).set("train.steps", 2 * made.stages["train"].steps)
     return Proof(
         claim="A student that is trained already and then hears three teachers' mean probabilities, without labels,"
@@ -158,9 +161,8 @@ def proof() -> Proof:
         arms={
             "ours": ours,
             "alone": replace(made, id="continued", teachers={}, stages={**stages, "audit": audit}),
-            "single": replace(
-                ours, teachers={"teacher": ModuleTeacher(spec=made.stages["teacher"].student, stage="teacher")}
-            ),
+            "single": replace(ours, teachers=first),
+            "hinton": replace(ours, teachers=first, stages={**ours.stages, "train": hinton}),
             "anew": anew,
             "with_labels": ours.set("train.method.labels", 1.0),
         },
@@ -174,6 +176,7 @@ def proof() -> Proof:
         " teachers are ConvNets of 73,000 and 37,000 parameters and a perceptron of 119,000, each trained for 600 steps"
         " of 64 shifted images; `single` hears the first, which was not chosen as the best. The student has 10,500, has"
         " learned the labels for 400 steps at a rate of 0.01, and takes 400 more; `anew` takes 800 from the start. All"
-        " arms but `alone` have the discriminator, at a rate of 0.001. The teachers' training and passes, three times"
+        " arms but `alone` and `hinton` have the discriminator, at a rate of 0.001. `hinton` hears the first teacher at a"
+        " temperature of 4, a tenth of its loss the labels'. The teachers' training and passes, three times"
         " those of `single`, come on top. The weights and the order depend on the seed, the split does not.",
     )
