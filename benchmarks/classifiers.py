@@ -27,6 +27,7 @@ from stillhouse.cli.prove import Runner
 from stillhouse.core.paper import catalogue
 from stillhouse.core.proof import Effect, Proof, interval
 from stillhouse.core.recipe import Recipe
+from stillhouse.data.images import Standard
 from stillhouse.data.labelled import LibraryTopics
 from stillhouse.methods.classics.hinton import Hinton
 from stillhouse.methods.images import SMALL, alone, arm, images
@@ -63,28 +64,40 @@ PAIRS: Mapping[str, Pair] = {
 }  # fmt: skip
 
 
-def methods() -> dict[str, Any]:
-    """The method of every paper whose `small` recipe is the shared experiment on images, in one stage."""
-    found: dict[str, Any] = {}
+def methods() -> dict[str, Recipe]:
+    """The `small` recipe of every paper that trains a student on the shared experiment's images in one stage.
+
+    Left out are methods that are about their stages or their data: their proofs compare them.
+    """
+    found: dict[str, Recipe] = {}
     for name, entry in catalogue().items():
         if entry.family not in ("classics", "logits", "features"):
             continue
         recipe: Recipe = importlib.import_module(entry.module).recipe("small")
-        if recipe.data == SMALL and set(recipe.stages) == {"teacher", "train", "alone", "audit"}:
+        if set(recipe.stages) - {"teacher"} == {"train", "alone", "audit"}:
             train = recipe.stages["train"]
-            if train.student is None and train.data is None and not train.optims:
-                found[name] = train.method
-    return {"hinton": Hinton(), **found}
+            if isinstance(recipe.data, Standard) and train.student is None and train.data is None:
+                found[name] = recipe
+    return {"hinton": images("hinton", "small", Hinton()), **found}
 
 
-def arms(pair: Pair, chosen: Mapping[str, Any]) -> dict[str, Recipe]:
-    """A recipe for every method, and the student on the labels alone."""
-    made: dict[str, Recipe] = {}
+def arms(pair: Pair, chosen: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """A recipe for every method, and the student on the labels alone; a method that mixes images does so here too."""
     base = images("pair", "small", Hinton(), student=pair.student, teacher=pair.teacher, data=pair.data)
     base = base.set("teacher.optim.lr", pair.teacher_rate).set("teacher.steps", pair.teacher_steps)
-    for name, method in chosen.items():
-        made[name] = arm(base, method, name=name)
-    return {"alone": alone(base), **made}
+    made = {"alone": alone(base)}
+    for name, recipe in chosen.items():
+        train = recipe.stages["train"]
+        ours = arm(base, train.method, name=name).set("train.optims", train.optims)
+        if getattr(recipe.data.augment, "mixup", 0.0):
+            if not isinstance(pair.data, Standard):
+                continue  # texts cannot be mixed
+            ours = replace(ours, data=replace(pair.data, augment=recipe.data.augment))
+        if "teacher" not in recipe.stages:
+            stages = {"train": ours.stages["train"], "audit": replace(ours.stages["audit"], subjects=("start", "train"))}
+            ours = replace(ours, teachers={}, stages=stages)
+        made[name] = ours
+    return made
 
 
 Row = tuple[str, float, Any, Any]  # method, mean, gain over the labels alone, gain over Hinton's distillation
@@ -152,7 +165,8 @@ def main() -> None:
     if args.page is not None:
         page(args.page, args.out)
         return
-    chosen = {name: method for name, method in methods().items() if args.methods is None or name in args.methods}
+    args.out.mkdir(parents=True, exist_ok=True)
+    chosen = {name: recipe for name, recipe in methods().items() if args.methods is None or name in args.methods}
     for name in args.pairs:
         made = arms(PAIRS[name], chosen)
         proof = Proof(

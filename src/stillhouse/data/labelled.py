@@ -39,8 +39,9 @@ class LabelledTexts:
         return len(self.names)
 
     def batch(self, items: Sequence[int], epoch: int) -> Batch:
-        """inputs as the student's encoder makes them, labels [B]."""
-        return {"inputs": self.encode([self.texts[i] for i in items]), "labels": self.labels[list(items)]}
+        """inputs as the student's encoder makes them, labels [B], items [B]: which rows these are."""
+        rows = torch.tensor(items, dtype=torch.long)
+        return {"inputs": self.encode([self.texts[i] for i in items]), "labels": self.labels[rows], "items": rows}
 
 
 class Labels:
