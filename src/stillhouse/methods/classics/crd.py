@@ -81,6 +81,7 @@ class CRD:
         if "items" not in batch:
             raise RunError(
                 "a memory has a row for each item, and these data do not say which items a batch holds: take images"
+                " or labelled texts"
             )
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise RunError("the memories are those of one process: run crd on one device")
