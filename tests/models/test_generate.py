@@ -181,6 +181,21 @@ def test_an_answer_ends_where_it_is_told_to_stop(model: CausalLM) -> None:
     assert short == cut and short != free
 
 
+def test_first_tokens_can_be_ruled_out_and_later_ones_are_free(model: CausalLM) -> None:
+    free = generate(model, PROMPTS, GREEDY, seed=0, ends=frozenset())
+    out = tuple(sorted({answer[0] for answer in free}))
+    held = draw(model, PROMPTS, Sampling(temperature=0.0, max_new=12, not_first=out), seed=0, ends=frozenset())
+    for prompt, answer in zip(PROMPTS, held, strict=True):
+        logits = model.model(torch.tensor([prompt])).logits[0, -1].float()
+        logits[list(out)] = -torch.inf
+        assert answer.tokens[0] == int(logits.argmax())
+        assert answer.logp[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+        rest = generate(model, [[*prompt, answer.tokens[0]]], GREEDY, seed=0, ends=frozenset())[0]
+        assert answer.tokens[1:] == rest[:11]
+    drawn = generate(model, [[5, 6]] * 300, Sampling(max_new=1, not_first=tuple(range(100))), seed=1)
+    assert min(answer[0] for answer in drawn) >= 100
+
+
 def test_an_answer_goes_on_from_its_beginning(model: CausalLM) -> None:
     whole = generate(model, PROMPTS, GREEDY, seed=0, ends=frozenset())
     rest = generate(model, [[*p, *a[:5]] for p, a in zip(PROMPTS, whole, strict=True)], GREEDY, seed=0, ends=frozenset())

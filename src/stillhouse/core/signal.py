@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 Batch = Mapping[str, Any]
-Kind = Literal["logits", "topk", "features", "text", "score", "reward"]
+Kind = Literal[
+    "logits", "topk", "features", "text", "score", "reward",
+    "continuation",  # text that goes on from words which the asker has begun it with
+    "suppression",  # text that does not begin with words which the asker rules out
+    "logprobs",  # text with how likely each of its tokens was
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

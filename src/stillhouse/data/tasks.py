@@ -102,6 +102,15 @@ class Tasks:
         coder = self.coder(run)
         return {name: self._rows(found, coder, run) for name, found in self.tasks(run).items()}
 
+    def rows(self, run: Run) -> dict[str, list[Row]]:
+        """The splits as rows to make data from: `question`, `truth` (the answer alone) and the worked `solution`."""
+        splits = self.tasks(run)
+        told = {name: [(t.question, t.answer, t.solution) for t in found] for name, found in splits.items()}
+        return {
+            name: [dict(zip(("question", "truth", "solution"), t, strict=True)) for t in found]
+            for name, found in told.items()
+        }
+
     def prompts(self, run: Run) -> dict[str, list[list[int]]]:
         """The prompts of every split; prompt i is of example i."""
         return {name: [_prompt(row[0]) for row in source.rows] for name, source in run.sources(self).items()}

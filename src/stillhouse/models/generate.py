@@ -41,6 +41,7 @@ class Sampling:
     top_k: int = 0  # draw from the likeliest k tokens; 0: from all
     max_new: int = 128  # tokens
     batch: int = 64  # answers at a time
+    not_first: tuple[int, ...] = ()  # tokens that no answer begins with
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
@@ -52,7 +53,7 @@ class Answer:
     """What was drawn, and how likely each of its tokens was before `top_p` and `top_k` cut the tail, in nats."""
 
     tokens: list[int]
-    logp: list[float]  # at the sampling's temperature; at temperature 0, at 1
+    logp: list[float]  # at the sampling's temperature (at temperature 0, at 1) and among the tokens that were not ruled out
 
 
 class Engine(ABC):
@@ -140,6 +141,8 @@ def draw(
     if isinstance(module, Engine):
         if mix is not None:
             raise RunError("another engine draws from one model, and this mixes two: leave `engine` out")
+        if sampling.not_first:
+            raise RunError("another engine begins as it likes: leave `engine` out to rule out first tokens")
         answers = module.answers(prompts, sampling, seeds=seeds, ends=ends, likely=likely) if prompts else []
         answers = answers if stop is None else [_stopped(answer, stop) for answer in answers]
         if on_batch is not None:
@@ -252,6 +255,9 @@ def _answers(
             logits = [z[index.to(z.device)] for z in logits]
             for reader, _ in readers:
                 reader.keep(index)
+        if step == 0 and sampling.not_first:
+            ruled_out = torch.tensor(sampling.not_first)
+            logits = [z.index_fill(-1, ruled_out.to(z.device), -math.inf) for z in logits]
         probs = _mixture(logits, [share for _, share in readers], sampling.temperature or 1.0)
         tokens = probs.argmax(-1) if sampling.temperature == 0 else _sample(_cut(probs, sampling), points[alive, step])
         logp = probs.gather(-1, tokens[:, None]).log().squeeze(-1)

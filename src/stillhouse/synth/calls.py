@@ -23,6 +23,7 @@ from ..teachers.text import Ask, Lost, Writer, fingerprint
 from .budget import Budget, Ledger, Spent
 
 FILE = "requests.sqlite"
+REMEDY = "take a local model (teachers.writer.LocalChat), or say what your server can (continues, logprobs)"
 WINDOW = 8  # asks looked at together, as a multiple of those that a teacher takes at once
 T = TypeVar("T")
 
@@ -91,6 +92,10 @@ class Calls:
         self, role: str, window: Sequence[tuple[T, Ask]], tell: Callable[[int], None]
     ) -> Iterator[tuple[T, Completion | Lost]]:
         teacher, name = self.known[role]
+        lacking = frozenset(kind for _, ask in window for kind in ask.wants) - teacher.gives
+        if lacking:
+            given = ", ".join(sorted(teacher.gives))
+            raise RunError(f"{', '.join(sorted(lacking))} is asked of the teacher {role!r}, which gives {given}; {REMEDY}")
         keys = [ask.key(name) for _, ask in window]
         answers: dict[str, Completion | Lost] = {}
         new: dict[str, Ask] = {}
@@ -171,6 +176,7 @@ class Calls:
 
     def _keep(self, key: str, teacher: str, ask: Ask, answer: Completion, money: float, seconds: float) -> None:
         asked = {"messages": ask.messages, "decoding": asdict(ask.decoding), "seed": ask.seed}
+        asked |= {"begin": ask.begin} if ask.begin else {}
         told = {k: v for k, v in asdict(answer).items() if v is not None}
         texts = [json.dumps(value, ensure_ascii=False, default=str) for value in (asked, told)]
         self._insert((key, teacher, *texts, answer.read, answer.wrote, money, seconds, 0))

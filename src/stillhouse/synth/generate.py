@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ..core.run import Run
 from ..core.signal import Kind
@@ -28,13 +28,13 @@ class Generate:
     prompt: str  # a template over the row's columns: "Translate: {{ text }}"
     into: str = "answer"
     system: str = ""  # a template too; words that stand before the conversation
+    begin: str = ""  # a template too: what the teacher is made to begin its answer with; `into` holds what comes behind it
     each: int = 1  # samples for a row
     demos: Demos | None = None
     take: str | None = None  # a regular expression: its last match (the first group of it) is the answer; None: all of it
     cut: bool = False  # True: answers that were cut off pass too, and `finished` says which did not end
     decoding: Decoding = Decoding()
     teacher: str = "teacher"
-    needs: ClassVar[frozenset[Kind]] = frozenset({"text"})
 
     def __post_init__(self) -> None:
         check_new(self.into)
@@ -57,6 +57,11 @@ class Generate:
                 more = {"finished": answer.finished} if self.cut else {}
                 truth = {} if answer.truth is None else {"_truth": answer.truth}
                 yield work.child(row, **{**bare(row), self.into: told, **more, **truth})
+
+    @property
+    def needs(self) -> frozenset[Kind]:
+        """Text, and what it is to be held to."""
+        return frozenset[Kind]({"text"}) | Ask((), self.decoding, begin=self.begin).wants
 
     @property
     def files(self) -> list[Path]:
@@ -91,12 +96,15 @@ def conversations(step: Any, rows: Iterable[Row], run: Run, into: str, each: int
     work = run.work
     wording = Wording(step.prompt, step.system, given=(NAME,) if step.demos else ())
     wording.check(rows)
+    begun = Wording(getattr(step, "begin", ""))
+    begun.check(rows)
     pool = step.demos.pool(wording, into, run) if step.demos else None
 
     def asks_of(row: Row) -> list[Ask]:
         turns, more = pool.chosen(row, work.rng("demos", row["_id"])) if pool else ((), {})
         words = wording.messages(row, turns, **more)
-        return [Ask(words, step.decoding, seed, dict(row)) for seed in seeds_of(work, row, each, step.decoding)]
+        begin = begun.messages(row)[0][1]
+        return [Ask(words, step.decoding, seed, dict(row), begin) for seed in seeds_of(work, row, each, step.decoding)]
 
     return asks_of
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.run import Run, RunError
-from ..core.signal import Completion
+from ..core.signal import Completion, Kind
 from .server import Garbled, NoAnswer, Refused, Server, check_address, short
 from .text import Ask, Lost, Writes
 
@@ -47,6 +47,8 @@ class HttpChat:
     tokens_per_minute: float | None = None  # read and written, as far as they can be guessed before an answer
     system: str = ""  # words that stand before every conversation
     extra: Mapping[str, Any] | None = None  # fields that this server wants in the request
+    continues: bool = False  # it goes on from a begun answer when asked to `continue_final_message` (vLLM, SGLang)
+    logprobs: bool = False  # it says how likely its tokens were
     timeout: float = 120.0  # seconds without an answer
     retries: int = 5  # of a request that failed in passing
 
@@ -68,6 +70,8 @@ class ChatWriter(Writes):
 
     def __init__(self, spec: HttpChat):
         self.spec, self.at_once = spec, spec.concurrency
+        can: Mapping[Kind, bool] = {"text": True, "continuation": spec.continues, "logprobs": spec.logprobs}
+        self.gives = frozenset(kind for kind, able in can.items() if able)
         self.pace = Pace(spec.per_minute, spec.tokens_per_minute)
         self.server = Server(spec, self.pace.hold)
         self.answered = 0  # asks, over all calls of `write`
@@ -145,6 +149,11 @@ class ChatWriter(Writes):
         }  # fmt: skip
         if d.temperature > 0:
             body["seed"] = ask.seed % 2**31
+        if ask.begin:
+            body["messages"].append({"role": "assistant", "content": ask.begin})
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        if d.logprobs:
+            body["logprobs"] = True
         self.pace.wait(ask.size + d.max_new, stop)
         return self.server.post("chat/completions", body | dict(spec.extra or {}), stop, lambda said: self._read(said, ask))
 
@@ -158,10 +167,12 @@ class ChatWriter(Writes):
         if not isinstance(words, str):
             raise Garbled(f"no text: {short(said)}")
         words = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a letter cannot be kept
+        logprobs = _logprobs(choices[0]) if ask.decoding.logprobs else None
         usage = said.get("usage")
         told = usage if isinstance(usage, Mapping) else {}
         return Completion(
             words,
+            logprobs=logprobs,
             finished=choices[0].get("finish_reason") != "length",
             read=_count(told.get("prompt_tokens"), ask.size),
             wrote=_count(told.get("completion_tokens"), -(-len(words.encode()) // 4)),
@@ -175,6 +186,16 @@ class ChatWriter(Writes):
         """Model and host, as far as a client can know; without the port, at which a server may come back."""
         told: dict[str, Any] = {"name": self.spec.model, "url host": self.server.host, "model": self.spec.model}
         return told | ({"system": self.spec.system} if self.spec.system else {}) | dict(self.spec.extra or {})
+
+
+def _logprobs(choice: Mapping[str, Any]) -> list[float]:
+    """How likely every token was; Garbled if the server does not say."""
+    told = choice.get("logprobs")
+    tokens = told.get("content") if isinstance(told, Mapping) else None
+    values = [t.get("logprob") if isinstance(t, Mapping) else None for t in tokens] if isinstance(tokens, list) else [None]
+    if not all(isinstance(value, int | float) and not math.isnan(value) for value in values):
+        raise Garbled(f"no log-probabilities of the answer's tokens: {short(choice)}")
+    return [float(value) for value in values]
 
 
 def _count(told: Any, guess: int) -> int:

@@ -87,6 +87,7 @@ class PoolWriter(Writes):
     def __init__(self, spec: Pool, writers: Mapping[str, Writer]):
         self.spec, self.members = spec, [_Member(name, writer) for name, writer in writers.items()]
         self.at_once = sum(writer.at_once for writer in writers.values())
+        self.gives = frozenset.intersection(*(writer.gives for writer in writers.values()))
         self._identity = _common(writers)
         self.answered = self.lost = 0
 

@@ -15,14 +15,15 @@ from typing import Any, Protocol
 
 from ..core.recipe import to_plain
 from ..core.run import Run, RunError, seed_of
-from ..core.signal import Completion
+from ..core.signal import Completion, Kind
 from .text import Ask, Lost, Writer, Writes
 
 Answers = Callable[[Ask, random.Random], str | Completion | Lost]  # depends on the ask and on what is drawn alone
 
 
 class Script(Protocol):
-    """How a scripted teacher answers: a frozen dataclass."""
+    """How a scripted teacher answers: a frozen dataclass. One that heeds more than the words of an ask (`Ask.wants`) says
+    so in `gives`."""
 
     def build(self, run: Run) -> Answers:
         """What answers; it may read the run's data first."""
@@ -47,13 +48,16 @@ class ScriptedWriter(Writes):
 
     def __init__(self, script: Script, answers: Answers):
         self.script, self.answers = script, answers
+        self.gives = frozenset[Kind]({"text"}) | getattr(script, "gives", frozenset[Kind]())
 
     def write(self, asks: Sequence[Ask], stop: threading.Event) -> Iterator[tuple[int, Completion | Lost]]:
         """In order."""
         for number, ask in enumerate(asks):
             if stop.is_set():
                 return
-            rng = random.Random(seed_of("script", ask.messages, to_plain(ask.decoding), ask.seed))
+            more = [[ask.begin, ask.decoding.not_first, ask.decoding.logprobs]] if ask.wants else []
+            how = {k: v for k, v in to_plain(ask.decoding).items() if k not in ("not_first", "logprobs")}
+            rng = random.Random(seed_of("script", ask.messages, how, ask.seed, *more))
             said = self.answers(ask, rng)
             if isinstance(said, str):
                 said = Completion(said, read=ask.size, wrote=-(-len(said.encode()) // 4))
@@ -70,6 +74,7 @@ class Spy(Writes):
     def __init__(self, writer: Writer):
         self.writer, self.asked = writer, list[Ask]()
         self.at_once, self.price, self.identity = writer.at_once, writer.price, writer.identity
+        self.gives = writer.gives
 
     def write(self, asks: Sequence[Ask], stop: threading.Event) -> Iterator[tuple[int, Completion | Lost]]:
         """As the other teacher."""
@@ -96,6 +101,7 @@ class ReplayWriter(Writes):
     """Looks answers up."""
 
     at_once = 1024
+    gives = frozenset[Kind]({"text", "continuation", "suppression", "logprobs"})
 
     def __init__(self, identity: Mapping[str, Any], answers: Mapping[str, Completion], fingerprint: str):
         self._identity, self.answers, self.fingerprint = identity, answers, fingerprint

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ class Decoding:
     temperature: float = 1.0  # 0: always the likeliest token
     top_p: float = 1.0
     max_new: int = 256  # tokens
+    not_first: tuple[str, ...] = ()  # words that an answer may not begin with, whatever their case ("suppression")
+    logprobs: bool = False  # with how likely every token of the answer was ("logprobs")
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new < 1:
@@ -37,17 +40,27 @@ class Ask:
     decoding: Decoding
     seed: int = 0  # tells samples of the same words apart; 0 where nothing is drawn
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what the words say, for scripts; never sent
+    begin: str = ""  # what the answer begins with, and does not repeat ("continuation")
 
     def key(self, teacher: str) -> str:
         """The name of this question to the teacher with this fingerprint, for a cache: 128 bits as hex."""
         d = self.decoding
-        asked = [teacher, self.messages, d.temperature, d.top_p, d.max_new, self.seed]
+        asked: list[Any] = [teacher, self.messages, d.temperature, d.top_p, d.max_new, self.seed]
+        asked += [[self.begin, d.not_first, d.logprobs]] if self.wants else []
         return hashlib.blake2b(json.dumps(asked, ensure_ascii=False).encode(), digest_size=16).hexdigest()
+
+    @property
+    def wants(self) -> frozenset[Kind]:
+        """What its teacher must be able to do beside writing."""
+        d = self.decoding
+        every: Mapping[Kind, Any] = {"continuation": self.begin, "suppression": d.not_first, "logprobs": d.logprobs}
+        return frozenset(kind for kind, asked in every.items() if asked)
 
     @property
     def size(self) -> int:
         """About how many tokens its words are, where nobody has counted: one for four bytes of UTF-8."""
-        return 4 + sum(-(-len(words.encode()) // 4) + 4 for _, words in self.messages)
+        words = [words for _, words in self.messages]
+        return 4 + sum(-(-len(each.encode()) // 4) + 4 for each in (*words, *([self.begin] if self.begin else [])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +68,12 @@ class Lost:
     """An ask without an answer that can be used, and why."""
 
     why: str
+
+
+def begins_with(text: str, words: Sequence[str]) -> bool:
+    """Whether a text begins with one of these words, in whatever case and behind whatever space."""
+    said = text.lstrip().casefold()
+    return any(re.match(rf"{re.escape(word.strip().casefold())}(?:(?<!\w)|(?!\w))", said) for word in words)
 
 
 class Writer(Protocol):
@@ -87,7 +106,7 @@ def fingerprint(teacher: Writer) -> str:
 
 
 class Writes:
-    """What all writers have in common."""
+    """What all writers have in common. One that can do more than write says so in `gives`."""
 
     gives: frozenset[Kind] = frozenset({"text"})
     at_once = 1

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.run import Run
-from ..core.signal import Completion
+from ..core.signal import Completion, Kind
 from ..core.teacher import freeze
 from ..models.call import weights_hash
-from ..models.generate import Sampling, ends_of, generate
+from ..models.generate import Sampling, draw, ends_of
 from ..models.hub import CausalLM, HubLM, StageLM
-from .text import Ask, Decoding, Lost, Writes
+from .text import Ask, Decoding, Lost, Writes, begins_with
 from .vllm import Vllm, VllmEngine
 
 
@@ -40,6 +40,8 @@ class LocalWriter(Writes):
     def __init__(self, module: Any, tokenizer: Any, batch: int, name: str):
         self.module: CausalLM | VllmEngine = module
         self.tokenizer, self.at_once, self.name = tokenizer, batch, name
+        held: frozenset[Kind] = frozenset() if isinstance(module, VllmEngine) else frozenset({"suppression"})
+        self.gives = frozenset[Kind]({"text", "continuation", "logprobs"}) | held
         self._identity: Mapping[str, Any] | None = None
 
     def write(self, asks: Sequence[Ask], stop: threading.Event) -> Iterator[tuple[int, Completion | Lost]]:
@@ -61,27 +63,51 @@ class LocalWriter(Writes):
         ends = ends_of(self.module)
         for decoding, numbers in ready.items():
             how = Sampling(
-                temperature=decoding.temperature, top_p=decoding.top_p, max_new=decoding.max_new, batch=self.at_once
-            )
+                temperature=decoding.temperature, top_p=decoding.top_p, max_new=decoding.max_new, batch=self.at_once,
+                not_first=self._first_tokens(decoding.not_first),
+            )  # fmt: skip
             for begin in range(0, len(numbers), self.at_once):
                 if stop.is_set():
                     return
                 some = numbers[begin : begin + self.at_once]
                 keys = [asks[n].seed for n in some]
-                answers = generate(self.module, [prompts[n] for n in some], how, seed=0, keys=keys, ends=ends)
+                asked = [prompts[n] for n in some]
+                likely = decoding.logprobs
+                answers = draw(self.module, asked, how, seed=0, keys=keys, ends=ends, likely=likely)
                 for number, answer in zip(some, answers, strict=True):
-                    ended = bool(answer) and answer[-1] in ends
-                    words = self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True)
-                    finished = ended or len(answer) < decoding.max_new
-                    yield number, Completion(words, finished=finished, read=len(prompts[number]), wrote=len(answer))
+                    found = self._said(answer.tokens, decoding, ends)
+                    told = {"read": len(prompts[number]), "logprobs": answer.logp if likely else None}
+                    yield number, found if isinstance(found, Lost) else replace(found, **told)
+
+    def _said(self, tokens: Sequence[int], decoding: Decoding, ends: frozenset[int]) -> Completion | Lost:
+        """An answer as words; the token that ends it counts among those that were written."""
+        ended = bool(tokens) and tokens[-1] in ends
+        words = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+        if begins_with(words, decoding.not_first):  # in other pieces than the tokens that were ruled out
+            return Lost("it begins with a word that it may not begin with")
+        return Completion(words, finished=ended or len(tokens) < decoding.max_new, wrote=len(tokens))
+
+    def _first_tokens(self, words: Sequence[str]) -> tuple[int, ...]:
+        """The tokens that these words begin with: capitalised or not, with and without space in front."""
+        found: set[int] = set()
+        for word in (word.strip() for word in words):
+            for cased in {word, word.lower(), word.capitalize(), word.upper()}:
+                for lead in ("", " ", "\n"):
+                    tokens = self.tokenizer(lead + cased, add_special_tokens=False)["input_ids"]
+                    texts = [self.tokenizer.decode(tokens[:n]) for n in range(1, len(tokens) + 1)]
+                    first = next((n for n, text in enumerate(texts) if text.strip()), None)
+                    if first == 0:  # a lead that is a token of its own may stay: what follows it is looked at afterwards
+                        found.add(tokens[0])
+        return tuple(sorted(found))
 
     def _tokens(self, ask: Ask) -> list[int]:
-        """The conversation up to where the model begins; joined by empty lines where there is no chat template."""
+        """The conversation up to where the model goes on; joined by empty lines where there is no chat template."""
         if not self.tokenizer.chat_template:
-            return self.tokenizer("\n\n".join(words for _, words in ask.messages))["input_ids"]
+            begun = ("\n\n" + ask.begin) if ask.begin else ""
+            return self.tokenizer("\n\n".join(words for _, words in ask.messages) + begun)["input_ids"]
         turns = [{"role": role, "content": words} for role, words in ask.messages]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text + ask.begin, add_special_tokens=False)["input_ids"]
 
     def identity(self) -> Mapping[str, Any]:
         """The weights; how they are batched does not belong to it."""
