@@ -25,6 +25,7 @@ CIFAR = Npz(path="cifar100.npz", augment=Augment(shift=4, flip=True))
 SMALL = Standard(name="mnist", train=1000, valid=1000, halved=1, otherwise=Digits(split=Split(valid=0.2, test=0.3)))
 WIDE = (64, 128, 256)
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+WIDER = {"train.optim.lr": (*RATES, 3e-1)}  # of all arms, where the best rate of one would be the last of those
 BEST = Validation(quantity="accuracy")  # whose favourite a proof reports beside the last step
 NOTE = (
     "MNIST at 14 x 14 pixels, 1,000 images to learn from, 1,000 to choose by, 10,000 to judge; a ConvNet of 73,000"

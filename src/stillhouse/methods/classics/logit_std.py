@@ -32,7 +32,7 @@ from ...core.run import Run
 from ...core.signal import Batch, Kind
 from ...objectives.decoupled import decoupled
 from ...objectives.standardised import standardise, standardised_kl
-from ..images import RATES, against_hinton, arm, images
+from ..images import WIDER, against_hinton, arm, images
 from ..outputs import Outputs, added, check_temperature, check_warmup, outputs, told, warmed
 
 PAPER = Paper(
@@ -106,5 +106,4 @@ def proof() -> Proof:
     on_dkd = arm(ours.set("train.method", LogitStd(labels=1.0, beta=2.0)))  # the beta of `dkd` at this size
     claim = "A student that learns its teacher's standardised logits classifies better than one that shares its temperature,"
     claim += " and than one without a teacher."
-    tune = {"train.optim.lr": (*RATES, 3e-1)}  # without it, the best of the grid was at its end
-    return against_hinton(ours, claim, arms={"on_dkd": on_dkd}, beats=("hinton", "alone"), tune=tune)
+    return against_hinton(ours, claim, arms={"on_dkd": on_dkd}, beats=("hinton", "alone"), tune=WIDER)

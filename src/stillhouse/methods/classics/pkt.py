@@ -29,7 +29,7 @@ from ...core.run import Run
 from ...core.signal import Batch, Kind
 from ...models.call import weight_of
 from ...objectives.relations import neighbour_gap
-from ..images import RATES, against_hinton, images
+from ..images import WIDER, against_hinton, images
 from ..layers import Beside, Pairs, compared, equation, total
 
 PAPER = Paper(
@@ -81,5 +81,4 @@ def proof() -> Proof:
     ours = recipe("small")
     claim = "A student that is led to give the images of a batch the neighbours that they have in its teacher classifies"
     claim += " better than one that learns from the teacher's outputs, and than one without a teacher."
-    tune = {"train.optim.lr": (*RATES, 3e-1)}  # without it, the best of the grid was at its end
-    return against_hinton(ours, claim, tune=tune)
+    return against_hinton(ours, claim, tune=WIDER)

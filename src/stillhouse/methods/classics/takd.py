@@ -35,7 +35,7 @@ from ...core.stage import Audit
 from ...models.toys import ConvNet
 from ...models.vision import ResNet
 from ...teachers.lineage import Lineage
-from ..images import NOTE, against_hinton, arm, images
+from ..images import NOTE, WIDER, against_hinton, arm, images
 from .hinton import Hinton
 
 PAPER = Paper(
@@ -113,4 +113,4 @@ def proof() -> Proof:
     )
     claim += " classifies better than one that learns from that teacher itself, and than one without a teacher."
     note = f"{NOTE} Here the student has 2,700 parameters. The assistant's 400 steps come on top too."
-    return against_hinton(recipe("small"), claim, arms={"hinton": arm(_direct("small"), Hinton())}, note=note)
+    return against_hinton(recipe("small"), claim, arms={"hinton": arm(_direct("small"), Hinton())}, tune=WIDER, note=note)

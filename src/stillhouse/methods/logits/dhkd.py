@@ -39,7 +39,7 @@ from ...models.taps import layers, penultimate, shape_at, tapped
 from ...objectives.alignment import opposed
 from ...objectives.decoupled import bernoulli_gap
 from ...teachers.local import same_classes
-from ..images import NOTE, against_hinton, arm, images
+from ..images import NOTE, WIDER, against_hinton, arm, images
 from ..outputs import Outputs, added, check_temperature, told
 
 PAPER = Paper(
@@ -147,4 +147,4 @@ def proof() -> Proof:
         f"{NOTE} `one_head` has both terms, aligned, on one head. `unaligned` is ours without the alignment, and not in the"
         " claim. The alignment's two further backward passes come on top."
     )
-    return against_hinton(ours, claim, arms=arms, beats=("hinton", "alone", "one_head"), note=note)
+    return against_hinton(ours, claim, arms=arms, beats=("hinton", "alone", "one_head"), tune=WIDER, note=note)

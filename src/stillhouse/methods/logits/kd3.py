@@ -55,7 +55,7 @@ from ...models.vision import ResNet
 from ...objectives.contrastive import nt_xent
 from ...objectives.maps import feature_gap, same_size, unit
 from ..classics.hinton import Hinton
-from ..images import BEST, CIFAR, RATES, images
+from ..images import BEST, CIFAR, WIDER, images
 
 PAPER = Paper(
     id="kd3",
@@ -236,7 +236,7 @@ def proof() -> Proof:
         beats=("raw", "filtered"),
         seeds=(0, 1, 2, 3, 4),
         minutes=8.0,
-        tune={"train.optim.lr": RATES},
+        tune=WIDER,
         note="MNIST at 14 x 14 pixels: 1,000 labelled images for the teacher, 10,000 to judge. Of the pool's 2,000"
         " digits a tenth are negative, all are noisy and turned by up to 15 degrees. Every arm takes 400 steps of up to"
         " 64 images and has the same student, a ResNet with a block of convolutions and its teacher's head behind it."

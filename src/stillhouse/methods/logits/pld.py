@@ -30,7 +30,7 @@ from ...core.recipe import Recipe, Scale
 from ...core.run import Run
 from ...core.signal import Batch, Kind
 from ...objectives.choices import ranked
-from ..images import against_hinton, arm, images
+from ..images import WIDER, against_hinton, arm, images
 from ..outputs import added, check_temperature, outputs
 
 PAPER = Paper(
@@ -95,4 +95,4 @@ def proof() -> Proof:
         "A student that learns its teacher's ranking, the label first, as choices weighed by the teacher classifies better"
         " than one that learns from softened outputs, and than one without a teacher."
     )
-    return against_hinton(ours, claim, arms={"even": even}, beats=("hinton", "alone"))
+    return against_hinton(ours, claim, arms={"even": even}, beats=("hinton", "alone"), tune=WIDER)

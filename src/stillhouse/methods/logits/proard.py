@@ -46,7 +46,7 @@ from ...models.elastic import Elastic, Family, Member, logits_by
 from ...models.toys import ConvNet
 from ...models.vision import ResNet
 from ...objectives.divergences import ForwardKL
-from ..images import RATES, images
+from ..images import WIDER, images
 from ..robust import Trades, fooled, images_light
 
 PAPER = Paper(
@@ -195,7 +195,7 @@ def proof() -> Proof:
         beats=("apart", "at_once", "unattacked"),
         seeds=(0, 1, 2, 3, 4),
         minutes=12.0,
-        tune={"train.optim.lr": RATES},
+        tune=WIDER,
         note="MNIST at 14 x 14 pixels; 300 test images, 20 steps of attack on each network, 0.05 of the light at most. Every"
         " arm takes 300 steps of 64 images, one network at a step, so `apart` takes about 50 for each of its six; the robust"
         " teacher (300 steps) comes on top in all of them. `unattacked` spends less on a step, as it makes no attack.",
