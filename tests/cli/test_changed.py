@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from stillhouse.cli import changed
+from stillhouse.core import code
 from stillhouse.core.paper import catalogue
 
 
@@ -22,29 +23,36 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }.items():  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    monkeypatch.setattr(changed, "PACKAGE", root)
+    monkeypatch.setattr(code, "PACKAGE", root)
     return root
 
 
 def since(package: Path, proof: dict[str, object]) -> list[str]:
-    changed._tree.cache_clear()
-    changed._hash.cache_clear()
+    code._tree.cache_clear()
+    code._hash.cache_clear()
     return changed.since(proof, package / "methods" / "a.py")
 
 
 def test_it_reaches_what_is_imported_anywhere_and_nothing_else(package: Path):
-    assert list(changed.code_of(package / "methods" / "a.py")) == ["core/x.py", "core/y.py", "data/late.py", "methods/a.py"]
+    assert list(code.code_of(package / "methods" / "a.py")) == ["core/x.py", "core/y.py", "data/late.py", "methods/a.py"]
+
+
+def test_a_file_of_the_users_reaches_ours_but_none_of_its_neighbours(package: Path, tmp_path: Path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("from stillhouse.core.x import f\nimport beside\nfrom . import other\n")
+    (tmp_path / "beside.py").write_text("B = 1\n")
+    assert list(code.code_of(mine)) == ["mine.py", "core/x.py", "core/y.py"]
 
 
 def test_comments_docstrings_and_layout_change_nothing(package: Path):
-    proof = {"code": changed.code_of(package / "methods" / "a.py")}
+    proof = {"code": code.code_of(package / "methods" / "a.py")}
     (package / "core" / "x.py").write_text('import stillhouse.core.y\n\n\ndef f():\n    """Others."""\n\n    return 1\n')
     assert since(package, proof) == []
 
 
 def test_a_card_is_no_code(package: Path):
     file = package / "methods" / "a.py"
-    proof = {"code": changed.code_of(file)}
+    proof = {"code": code.code_of(file)}
     file.write_text(file.read_text() + "\nPAPER = Paper(id='a')\n")
     assert since(package, proof) == []
     file.write_text(file.read_text() + "\nOTHER = 1\n")
@@ -52,7 +60,7 @@ def test_a_card_is_no_code(package: Path):
 
 
 def test_other_code_is_named(package: Path):
-    proof = {"code": changed.code_of(package / "methods" / "a.py")}
+    proof = {"code": code.code_of(package / "methods" / "a.py")}
     (package / "core" / "y.py").write_text("Y = 2\n")
     (package / "core" / "unused.py").write_text("U = 2\n")
     assert since(package, proof) == ["core/y.py"]
@@ -67,18 +75,18 @@ def test_a_proof_that_does_not_say(package: Path):
 
 def test_real_methods_reach_the_engine_but_not_each_other():
     for entry in catalogue().values():
-        files = changed.code_of(entry.path)
+        files = code.code_of(entry.path)
         assert {"core/engine.py", "core/run.py"} <= set(files)
-        assert not any(name.startswith(changed.OUTSIDE) for name in files)
+        assert not any(name.startswith(code.OUTSIDE) for name in files)
 
 
 def test_the_command_names_them(still: Any, tmp_path: Path):
     (tmp_path / "proofs").mkdir()
-    code = changed.code_of(catalogue()["hinton"].path)
-    told = {"verdict": "holds", "code": code, "effects": {}, "metric": "accuracy"}
+    ran = code.code_of(catalogue()["hinton"].path)
+    told = {"verdict": "holds", "code": ran, "effects": {}, "metric": "accuracy"}
     (tmp_path / "proofs" / "hinton.json").write_text(json.dumps(told))
     assert still("prove", "--changed", "--list", "hinton").stdout == ""
-    (tmp_path / "proofs" / "hinton.json").write_text(json.dumps(told | {"code": code | {"core/engine.py": "0"}}))
+    (tmp_path / "proofs" / "hinton.json").write_text(json.dumps(told | {"code": ran | {"core/engine.py": "0"}}))
     assert still("prove", "--changed", "--list", "hinton").stdout == "hinton: core/engine.py\n"
     (tmp_path / "proofs" / "hinton.json").write_text(json.dumps({k: v for k, v in told.items() if k != "code"}))
     assert "does not say which code" in still("prove", "--changed", "--list", "hinton").stdout

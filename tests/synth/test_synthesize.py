@@ -282,3 +282,16 @@ def test_what_a_teacher_cannot_give_is_told_before_anything_is_asked(chat_server
 @dataclass(frozen=True, kw_only=True)
 class Inside(Judge):
     needs: ClassVar[frozenset[Kind]] = frozenset({"text", "logits"})
+
+
+def test_a_steps_name_covers_the_code_that_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stillhouse.core import code
+    from stillhouse.synth import steps
+    from stillhouse.synth.rules import Rules
+
+    before, real = steps._code(Rules), code._hash
+    for other, same in (("parse.py", False), ("gkd.py", True)):  # what it imports, and what it does not
+        steps._code.cache_clear()
+        monkeypatch.setattr(code, "_hash", lambda file, other=other: "0" if file.name == other else real(file))
+        assert (steps._code(Rules) == before) is same
+    steps._code.cache_clear()

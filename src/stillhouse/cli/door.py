@@ -158,7 +158,7 @@ def spec(plain: Any, *, allow: Collection[str] = ()) -> Any:
 
 def override(recipe: Recipe, settings: Collection[str], *, allow: Collection[str] = ()) -> Recipe:
     """The recipe with every `a.b=value` of `settings` applied; values are YAML, and are checked like a file."""
-    allowed = {*allow, *_packages(recipe)}
+    allowed = {*allow, *packages_of(recipe)}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path:
@@ -315,14 +315,14 @@ def _is_key(part: Any, built: Any) -> bool:
     return isinstance(built, Mapping) and part in built
 
 
-def _packages(value: Any) -> set[str]:
+def packages_of(value: Any) -> set[str]:
     """The top packages of all classes in a built recipe: what was let in once stays let in."""
     if isinstance(value, Mapping):
-        return set().union(*(_packages(v) for v in value.values()))
+        return set().union(*(packages_of(v) for v in value.values()))
     if isinstance(value, tuple):
-        return set().union(*(_packages(v) for v in value))
+        return set().union(*(packages_of(v) for v in value))
     if dataclasses.is_dataclass(value):
-        inner = (_packages(getattr(value, f.name)) for f in dataclasses.fields(value))
+        inner = (packages_of(getattr(value, f.name)) for f in dataclasses.fields(value))
         return {type(value).__module__.split(".")[0]}.union(*inner)
     return set()
 

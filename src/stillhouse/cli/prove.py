@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..core.code import code_of
 from ..core.files import read_lines, write_atomically
 from ..core.paper import find
 from ..core.proof import Effect, Proof, Verdict, interval, verdict
 from ..core.recipe import Recipe, RecipeError, nearest, to_plain
 from . import door, launch
-from .changed import code_of
 from .progress import clock, progress
 from .results import findings
 from .show import COLOURS

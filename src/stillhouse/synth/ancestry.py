@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,15 @@ class Ancestry:
     parents: Sequence[Ancestry]
 
 
+@dataclass
+class _Past:
+    """What the steps so far did to a row."""
+
+    passed: list[Passed] = field(default_factory=list[Passed])
+    parents: Sequence[str] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])  # as it was last
+
+
 class Tables:
     """All tables of one stage, in the order in which they were made. `data` is the artifact's folder."""
 
@@ -59,26 +68,40 @@ class Tables:
 
     def explain(self, name: str) -> Ancestry:
         """What happened to a row, and to all rows that it comes from."""
-        return self._explain(self.named(name), {})
+        first = self.named(name)
+        known, waiting = dict[str, _Past](), {first}
+        while waiting:  # a generation after the other, so that every table is read once for each
+            found = self._past(waiting)
+            known |= found
+            waiting = {parent for past in found.values() for parent in past.parents} - known.keys()
+        made = dict[str, Ancestry]()
 
-    def _explain(self, id: str, known: dict[str, Ancestry]) -> Ancestry:
-        if id in known:
-            return known[id]
-        passed, before, parents = list[Passed](), dict[str, Any](), list[str]()
+        def ancestry(id: str) -> Ancestry:
+            if id not in made:
+                made[id] = Ancestry(id, known[id].passed, [ancestry(parent) for parent in known[id].parents])
+            return made[id]
+
+        return ancestry(first)
+
+    def _past(self, ids: Collection[str]) -> dict[str, _Past]:
+        """What the steps did to these rows."""
+        found = {id: _Past() for id in ids}
         for step, made, lost in zip(self.steps, self.made, self.lost, strict=True):
-            for row in made.having("_id", [id]):
-                parents = parents or list(row.get("_from", []))
+            for row in made.having("_id", ids):
+                past = found[row["_id"]]
+                past.parents = past.parents or list(row.get("_from", []))
                 now = {k: v for k, v in row.items() if k not in ("_id", "_from")}
-                changed = {k: v for k, v in now.items() if before.get(k) != v} | {k: None for k in before if k not in now}
-                if changed or not passed:
-                    passed.append(Passed(step, changed))
-                before = now
-            for row in lost.having("_id", [id]):
-                parents = parents or list(row["_from"])
-                columns = {k: v for k, v in row["row"].items() if not k.startswith("_") and before.get(k) != v}
-                passed.append(Passed(step, columns, row["_why"], row["numbers"]))
-        known[id] = Ancestry(id, passed, [self._explain(parent, known) for parent in parents])
-        return known[id]
+                gone = {k: None for k in past.columns if k not in now}
+                changed = {k: v for k, v in now.items() if past.columns.get(k) != v} | gone
+                if changed or not past.passed:
+                    past.passed.append(Passed(step, changed))
+                past.columns = now
+            for row in lost.having("_id", ids):
+                past = found[row["_id"]]
+                past.parents = past.parents or list(row["_from"])
+                columns = {k: v for k, v in row["row"].items() if not k.startswith("_") and past.columns.get(k) != v}
+                past.passed.append(Passed(step, columns, row["_why"], row["numbers"]))
+        return found
 
 
 def lines(found: Ancestry, indent: str = "") -> Iterator[str]:

@@ -15,7 +15,7 @@ from ..teachers.text import Ask, Decoding, Lost
 from .flow import bare
 from .prompts import fill
 from .steps import Need, Work
-from .table import CHUNK, Row, Table
+from .table import CHUNK, Piece, Row, Table
 
 GUESS = 256  # tokens of a column that nobody has seen yet
 Turns = tuple[tuple[str, str], ...]  # (role, words)
@@ -63,7 +63,7 @@ class Wording:
 
 def check_columns(names: Iterable[str], rows: Iterable[Row], who: str) -> None:
     """RunError, with the nearest name, if none of the rows has one of these columns; nothing where there are no rows."""
-    if isinstance(rows, Table):
+    if isinstance(rows, Table | Piece):
         known = set(rows.columns) if len(rows) else set[str]()
     else:
         known = {name for row in rows for name in row}

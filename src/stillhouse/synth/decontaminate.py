@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..core.run import Run, RunError
 from ..data.tables import read_rows
@@ -45,6 +45,7 @@ class Decontaminate(Silent):
     least: int = 5  # words, or letters, of a test text that is looked for
     alike: float | None = 0.9  # a sentence with another number in it is above that; None: by n-grams of words alone
     embed: Embedder | None = None  # synth.dedup.HubEncoder, OwnEmbedder
+    row_by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.columns or self.gram < 1 or not 0 <= self.share <= 1:

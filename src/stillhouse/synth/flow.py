@@ -162,6 +162,7 @@ class Apply(Silent):
 
     function: str  # FILE.py:NAME
     seconds: float = 10.0  # for one row
+    row_by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_function(self.function)
@@ -242,6 +243,7 @@ class Join(Silent):
     path: str  # .jsonl, .csv, .parquet, ...
     on: str
     missing: bool = False  # rows of which the file says nothing: do they pass, or are they lost?
+    row_by_row: ClassVar[bool] = True
 
     def check(self, run: Run) -> None:
         """RunError if the file is not there."""

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..core.recipe import nearest
 from ..core.run import Run
@@ -64,6 +64,7 @@ class Rules(Silent):
     letters: float = 1.0  # the least share of the letters that is
     run_of: int = 4  # words
     repeats: float | None = None  # the largest share of runs of so many words that were there before in the text
+    row_by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for text in (*self.forbidden, *self.required):
@@ -182,6 +183,7 @@ class NoLeak(Silent):
     answer: str = "answer"  # the column
     within: tuple[str, ...] = ("question",)  # the columns that must not say it
     least: int = 1
+    row_by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.within or self.answer in self.within:

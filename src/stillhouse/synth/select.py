@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy
 from numpy.typing import NDArray
@@ -116,6 +116,7 @@ class Between(Silent):
     by: str
     least: float | None = None
     most: float | None = None
+    row_by_row: ClassVar[bool] = True
 
     def __call__(self, rows: Iterable[Row], run: Run) -> Iterator[Row]:
         """The rows within."""

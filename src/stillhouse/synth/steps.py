@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from ..core.code import code_of
 from ..core.files import file_hash
 from ..core.recipe import to_plain
 from ..core.run import Run, RunError, seed_of
@@ -42,8 +43,10 @@ class Need:
 class Step(Protocol):
     """A frozen dataclass whose fields are its settings. Its rows may depend on nothing else than what it is given.
 
+    One that asks names whom: its `teacher`, or its `teachers`, of which none named means all of the recipe's.
     One that reads files names them (`files`, paths); one that consists of others names those (`parts`, by name); one that
-    needs something on the machine has a `check(run)`, which raises RunError before anything is asked.
+    needs something on the machine has a `check(run)`, which raises RunError before anything is asked; one that looks at
+    each row by itself says so (`row_by_row`), so that the rows may be worked on in several places.
     """
 
     needs: ClassVar[frozenset[Kind]]  # what it asks of teachers: text, or nothing
@@ -61,10 +64,18 @@ class Step(Protocol):
         ...
 
 
+def roles_of(step: Any, known: Iterable[str]) -> tuple[str, ...]:
+    """Whom a step asks; `known`: the recipe's teachers."""
+    if hasattr(step, "teachers"):
+        return tuple(step.teachers) or tuple(known)
+    return (step.teacher,) if hasattr(step, "teacher") else ()
+
+
 class Silent:
     """What steps have in common that ask no teacher and, as far as can be known before, leave as many rows."""
 
     needs: ClassVar[frozenset[Kind]] = frozenset()
+    row_by_row: ClassVar[bool] = False
 
     def estimate(self, rows: Sequence[Row], run: Run) -> Mapping[str, Need]:
         """Nothing."""
@@ -180,6 +191,6 @@ def _plain(row: Row) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _code(kind: type) -> str:
-    """The words of the file that a step is written in."""
+    """The code of the file that a step is written in, and of all of ours that it reaches."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    return file_hash(Path(file)) if file else ""
+    return hash_of(code_of(Path(file).resolve())) if file else ""

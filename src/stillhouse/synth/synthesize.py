@@ -29,7 +29,7 @@ from ..core.stage import stop_requests
 from .budget import Budget
 from .calls import Calls
 from .flow import estimated
-from .steps import Need, New, Work, given, settings_print, step_fingerprint
+from .steps import Need, New, Work, given, roles_of, settings_print, step_fingerprint
 from .table import Row, Table, Writing, hash_of, settled, write
 
 ROWS, ACCOUNT, STEPS = "rows.parquet", "account.json", "steps"
@@ -43,6 +43,7 @@ class Synthesize:
     data: Any = None  # a DataSpec with `rows(run)`; None: the recipe's
     split: str = "train"
     budgets: Mapping[str, Budget] = field(default_factory=dict[str, Budget])  # teacher -> what it may cost
+    workers: Any = None  # scale.ray.OnRay: where steps work that look at one row at a time; None: here
 
     def __call__(self, run: Run) -> None:
         """Do the steps that are not done yet."""
@@ -51,7 +52,7 @@ class Synthesize:
         with stop_requests() as stop:
             calls = Calls(run, self.budgets, stop)
             try:
-                making = Making(run, calls, stop)
+                making = Making(run, calls, stop, self.workers)
                 rows = making.through("", self.steps, making.given(self.source(run)))
                 totals = calls.totals()
             finally:
@@ -79,21 +80,21 @@ class Synthesize:
         unknown = set(self.budgets) - set(run.teachers)
         if unknown:
             raise RunError(f"a budget for {sorted(unknown)[0]!r}, but the recipe's teachers are {', '.join(run.teachers)}")
+        if self.workers is not None:
+            self.workers.check(run)
         for name, step in every(self.steps):
             if hasattr(step, "check"):
                 step.check(run)
-            role = getattr(step, "teacher", None)
-            if role is None or not step.needs:
-                continue
-            if role not in run.teachers:
-                known = ", ".join(run.teachers) or "none"
-                raise RunError(f"step {name!r} asks the teacher {role!r}, but the recipe's teachers are {known}")
-            lacking = step.needs - run.teachers[role].gives
-            if lacking:
-                raise RunError(
-                    f"step {name!r} needs {', '.join(sorted(lacking))} of the teacher {role!r}, which gives "
-                    f"{', '.join(sorted(run.teachers[role].gives))}; give another teacher or leave the step out"
-                )
+            for role in roles_of(step, run.teachers) if step.needs else ():
+                if role not in run.teachers:
+                    known = ", ".join(run.teachers) or "none"
+                    raise RunError(f"step {name!r} asks the teacher {role!r}, but the recipe's teachers are {known}")
+                lacking = step.needs - run.teachers[role].gives
+                if lacking:
+                    raise RunError(
+                        f"step {name!r} needs {', '.join(sorted(lacking))} of the teacher {role!r}, which gives "
+                        f"{', '.join(sorted(run.teachers[role].gives))}; give another teacher or leave the step out"
+                    )
 
 
 def every(steps: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -107,8 +108,8 @@ def every(steps: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 class Making:
     """Steps under way: each one's rows, and those that it lost, are tables in the run's state, written once."""
 
-    def __init__(self, run: Run, calls: Calls, stop: threading.Event):
-        self.run, self.calls, self.stop = run, calls, stop
+    def __init__(self, run: Run, calls: Calls, stop: threading.Event, workers: Any = None):
+        self.run, self.calls, self.stop, self.workers = run, calls, stop, workers
         self.place = run.folder / "state" / run.stage
         self.account: list[dict[str, Any]] = []  # one line a step, in the order in which they ended
         self.kept: list[Path] = []  # their marks; tables lie beside them
@@ -152,7 +153,8 @@ class Making:
 
         def made(work: Work) -> Iterator[Row]:
             work.fingerprint, work.total = fingerprint, sum(need.calls for need in needs.values())
-            return step(rows, run)
+            elsewhere = self.workers is not None and getattr(step, "row_by_row", False)
+            return self.workers.through(step, rows, run) if elsewhere else step(rows, run)
 
         return self._made(name, key, made, into=len(rows))
 

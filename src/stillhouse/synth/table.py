@@ -45,9 +45,10 @@ class Table(Sequence[Row]):
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(CHUNK):
-                yield from _rows(batch)
-                pa.default_memory_pool().release_unused()
+            for group in range(file.num_row_groups):  # by itself: read as one they would be held ahead of need
+                for batch in file.iter_batches(CHUNK, row_groups=[group]):
+                    yield from _rows(batch)
+                    pa.default_memory_pool().release_unused()
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -78,6 +79,14 @@ class Table(Sequence[Row]):
             return []
         values = pq.read_table(self.path, columns=[column]).column(column).unique().to_pylist()
         return sorted(value for value in values if str(value).startswith(text))
+
+
+class Piece(list[Row]):
+    """Some rows of a table, which know what columns the table has."""
+
+    def __init__(self, rows: Iterable[Row], columns: Sequence[str]):
+        super().__init__(rows)
+        self.columns = columns
 
 
 class Writing:

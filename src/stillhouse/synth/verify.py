@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..core.run import Run
 from ..data.tasks import Questions, Task, final_answer
@@ -51,6 +51,7 @@ class Verify(Silent):
     least: float = 1.0  # a row worth less is wrong
     into: str = "right"  # the column with the verdict; INTO_by says which checker gave it
     keep: bool = False  # wrong rows pass too
+    row_by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.checks or len(set(self.checks)) < len(self.checks):
