@@ -14,6 +14,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,8 +80,7 @@ class OnRay:
                 ray.cancel(each, force=True)
 
     def _found(self, waiting: Any, work: Work) -> Sequence[Said]:
-        import ray
-
+        ray = self._ray()
         try:
             return ray.get(waiting)
         except ray.exceptions.RayTaskError as error:
@@ -93,11 +93,11 @@ class OnRay:
                 f"the cluster lost a part of step {work.name!r} ({why}); what is done is kept, run it again"
             ) from error
 
-    def _ray(self) -> Any:
+    def _ray(self) -> Any:  # untyped: checkers do not see what its modules bring in
         """Ray, connected."""
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # or all pieces behind one that failed print what they did
         try:
-            import ray
+            ray: Any = import_module("ray")
         except ImportError as error:
             raise RunError(f"a plan on a cluster needs ray: {INSTALL}, or leave `workers` out") from error
         if not ray.is_initialized():

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ..core.run import Run, RunError
 from ..data.labelled import LabelledTexts, as_source, names_of
-from ..data.tables import Row
 from ..data.tokens import Document, Packed, pack
 from .synthesize import made_rows
+from .table import Row
 
 
 @dataclass(frozen=True, kw_only=True)

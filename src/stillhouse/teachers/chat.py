@@ -192,10 +192,13 @@ def _logprobs(choice: Mapping[str, Any]) -> list[float]:
     """How likely every token was; Garbled if the server does not say."""
     told = choice.get("logprobs")
     tokens = told.get("content") if isinstance(told, Mapping) else None
-    values = [t.get("logprob") if isinstance(t, Mapping) else None for t in tokens] if isinstance(tokens, list) else [None]
-    if not all(isinstance(value, int | float) and not math.isnan(value) for value in values):
-        raise Garbled(f"no log-probabilities of the answer's tokens: {short(choice)}")
-    return [float(value) for value in values]
+    found = list[float]()
+    for token in tokens if isinstance(tokens, list) else [None]:
+        value = token.get("logprob") if isinstance(token, Mapping) else None
+        if not isinstance(value, int | float) or math.isnan(value):
+            raise Garbled(f"no log-probabilities of the answer's tokens: {short(choice)}")
+        found.append(float(value))
+    return found
 
 
 def _count(told: Any, guess: int) -> int:
