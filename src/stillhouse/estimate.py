@@ -55,11 +55,13 @@ class Plan:
 
     @staticmethod
     def knows(recipe: Recipe) -> bool:
-        """Whether `of` can say something about this recipe: it must train a language model from a path."""
+        """Whether `of` can say something about this recipe: it must train a language model from a path, on rows that are there
+        before the run."""
         from .models.hub import HubLM
         from .models.shrink import Shrink
+        from .synth.synthesize import DataPlan
 
-        trains = isinstance(recipe.stages.get("train"), Train)
+        trains = isinstance(recipe.stages.get("train"), Train) and not DataPlan.knows(recipe)
         return trains and "teacher" in recipe.teachers and isinstance(recipe.student, HubLM | Shrink)
 
     @staticmethod

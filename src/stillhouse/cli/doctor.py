@@ -19,6 +19,7 @@ EXTRAS = {
     "hf": ("language models", ("transformers", "tokenizers", "accelerate", "peft", "gguf")),
     "eval": ("tasks with a verifier", ("reasoning-gym", "math-verify")),
     "synth": ("near copies among many rows", ("datasketch",)),
+    "ray": ("plans on a cluster", ("ray",)),
     "vision": ("images and tables", ("scikit-learn", "pillow")),
 }
 
