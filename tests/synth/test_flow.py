@@ -140,6 +140,28 @@ def test_rounds_end_for_a_row_when_it_is_done(tmp_path: Path) -> None:
     assert [row["row"]["n"] for row in lost_rows(done_before, "make")] == [2] * 4
 
 
+def tables(run: Run) -> dict[str, bytes]:
+    folder = run.folder / "artifacts" / "make" / "data"
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_steps_within_a_step_that_was_done_before_a_stop_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("def late(row):\n    return row\n")
+    inner = Branch(on="n", ways={"2": {"deeper": Branch(on="done", ways={"True": {"count": Count(to=9)}})}})
+    steps = {"count": Count(to=2), "branch": inner, "late": Apply(function=f"{tmp_path / 'late.py'}:late")}
+    whole = go(plan(steps), tmp_path / "whole" / "run")
+    (tmp_path / "late.py").write_text("def late(row):\n    return 3\n")
+    with pytest.raises(RunError, match="must give a row"):
+        go(plan(steps), tmp_path / "other" / "run")
+    (tmp_path / "late.py").write_text("def late(row):\n    return row\n")
+    resumed = go(plan(steps), tmp_path / "other" / "run")
+    assert tables(resumed) == tables(whole)
+    names = [step["step"] for step in account_of(resumed, "make")["steps"]]
+    assert names == ["given", "count", "branch/2/deeper/True/count", "branch/2/deeper", "branch", "late"]
+    beside = go(plan(steps), tmp_path / "other" / "beside")  # takes over what the run beside it has done
+    assert tables(beside) == tables(whole)
+
+
 def test_chance_differs_between_rounds(tmp_path: Path) -> None:
     run = go(plan({"rounds": Rounds(steps={"count": Count(to=9)}, until="done", rounds=2, keep=True)}), tmp_path / "run")
     tables = opened(run.folder, None)

@@ -27,6 +27,10 @@ class Failed(Exception):
 def asked(function: str, arguments: Sequence[Any], seconds: float) -> Any:
     """What `function` (FILE.py:NAME) gives for the arguments, which JSON must know; `Failed` if it does not."""
     worker = _workers.get(function)
+    if worker is not None and worker.read != _as_it_is(function):  # somebody has changed the file since
+        worker.process.kill()
+        worker.process.wait()
+        worker = None
     if worker is None or worker.process.poll() is not None:
         worker = _workers[function] = Worker(function)
     try:
@@ -37,6 +41,15 @@ def asked(function: str, arguments: Sequence[Any], seconds: float) -> Any:
         raise
 
 
+def _as_it_is(function: str) -> tuple[int, int] | None:
+    """What tells one state of the function's file from another."""
+    try:
+        found = Path(function.rpartition(":")[0]).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 class Worker:
     """The other process."""
 
@@ -44,6 +57,7 @@ class Worker:
         file, _, name = function.rpartition(":")
         if not Path(file).is_file():
             raise Failed(f"is in no file {file}")
+        self.read = _as_it_is(function)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stillhouse.data.own", file, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

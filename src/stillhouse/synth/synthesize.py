@@ -167,6 +167,7 @@ class Making:
         if not mark.exists() and into is not None:
             self._borrow(mark)
         if not mark.exists():
+            before = len(self.kept)
             work = Work(run, name, "", self.calls, self._within, began=time.monotonic())
             run.work = work
             work.lost = lost = Writing(mark.with_suffix(".lost.parquet"))
@@ -196,22 +197,39 @@ class Making:
             if twins and not drop_twins:
                 raise RunError(f"step {name!r} yielded {twins} rows twice; make new rows with run.work.child")
             line = {"step": name, "given": count if into is None else into, "made": len(table), "lost": dict(work.reasons)}
+            line["within"] = [inner.name for inner in self.kept[before:]]  # marks of the steps that it consists of
             write_atomically(mark, json.dumps({**line, "digest": digest}, ensure_ascii=False))  # last: the tables are whole
-        told = json.loads(mark.read_text(encoding="utf-8"))
+        else:
+            for inner in _told(mark).get("within", ()):
+                self._keep(self.place / inner)
+        self._keep(mark)
+        return Table(mark.with_suffix(".parquet"))
+
+    def _keep(self, mark: Path) -> None:
+        told = _told(mark)
         self.account.append({name: told[name] for name in ("step", "given", "made", "lost")})
         self.kept.append(mark)
-        return Table(mark.with_suffix(".parquet"))
 
     def _borrow(self, mark: Path) -> None:
         """Take over what a finished stage of a run in the same folder has made in this step of these rows."""
         pattern = f"*/artifacts/*/data/{STEPS}/*_{mark.name}"
         for found in sorted(self.run.folder.parent.glob(pattern)):
             try:
-                for ending in (".parquet", ".lost.parquet", ".json"):
-                    _same(found.with_suffix(ending), mark.with_suffix(ending))
-            except OSError:
+                for inner in _told(found).get("within", ()):
+                    (there,) = found.parent.glob(f"*_{inner}")
+                    self._take(there, self.place / inner)
+                self._take(found, mark)
+            except (OSError, ValueError):
                 continue
             return
+
+    def _take(self, found: Path, mark: Path) -> None:
+        for ending in (".parquet", ".lost.parquet", ".json"):
+            _same(found.with_suffix(ending), mark.with_suffix(ending))
+
+
+def _told(mark: Path) -> dict[str, Any]:
+    return json.loads(mark.read_text(encoding="utf-8"))
 
 
 def _plain_name(name: str) -> str:
@@ -222,7 +240,7 @@ def _plain_name(name: str) -> str:
 def _digest(table: Path) -> str:
     mark = table.with_suffix(".json")
     if mark.exists():
-        return json.loads(mark.read_text(encoding="utf-8"))["digest"]
+        return _told(mark)["digest"]
     return file_hash(table)
 
 
