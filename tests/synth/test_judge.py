@@ -15,6 +15,7 @@ from stillhouse.core.run import RunError
 from stillhouse.synth.budget import Budget
 from stillhouse.synth.judge import Judge, Pairwise
 from stillhouse.synth.parse import choice_in, number_in
+from stillhouse.teachers.scripted import chance_of
 from stillhouse.teachers.text import Ask, Decoding, Lost
 
 from .talk import Seen, outcome, plan, stands
@@ -79,10 +80,7 @@ def test_several_reviewers_have_a_mean_and_a_spread(tmp_path: Path) -> None:
     assert len(seen.asked) == 60 and len({(ask.messages, ask.seed) for ask in seen.asked}) == 60
     drawn: dict[int, list[float]] = {n: [] for n in range(12)}
     for ask in seen.asked:  # the same answers again: a script's chance depends on the ask alone
-        from stillhouse.core.recipe import to_plain as plainly
-        from stillhouse.core.run import seed_of
-
-        said = draw(ask, random.Random(seed_of("script", ask.messages, plainly(ask.decoding), ask.seed)))
+        said = draw(ask, chance_of(ask))
         drawn[ask.about["n"]] += [float(said)] if said != "hm" else []
     for row in found.rows:
         assert row["score"] == pytest.approx(statistics.mean(drawn[row["n"]]))

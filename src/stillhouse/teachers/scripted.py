@@ -30,6 +30,13 @@ class Script(Protocol):
         ...
 
 
+def chance_of(ask: Ask) -> random.Random:
+    """Chance that depends on the ask alone."""
+    how = {k: v for k, v in to_plain(ask.decoding).items() if k not in ("not_first", "logprobs")}
+    more = [[ask.begin, ask.decoding.not_first, ask.decoding.logprobs]] if ask.wants else []
+    return random.Random(seed_of("script", ask.messages, how, ask.seed, *more))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scripted:
     """A teacher that follows a script."""
@@ -55,10 +62,7 @@ class ScriptedWriter(Writes):
         for number, ask in enumerate(asks):
             if stop.is_set():
                 return
-            more = [[ask.begin, ask.decoding.not_first, ask.decoding.logprobs]] if ask.wants else []
-            how = {k: v for k, v in to_plain(ask.decoding).items() if k not in ("not_first", "logprobs")}
-            rng = random.Random(seed_of("script", ask.messages, how, ask.seed, *more))
-            said = self.answers(ask, rng)
+            said = self.answers(ask, chance_of(ask))
             if isinstance(said, str):
                 said = Completion(said, read=ask.size, wrote=-(-len(said.encode()) // 4))
             yield number, said
