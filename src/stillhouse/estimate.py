@@ -55,8 +55,8 @@ class Plan:
 
     @staticmethod
     def knows(recipe: Recipe) -> bool:
-        """Whether `of` can say something about this recipe: it must train a language model from a path, on rows that are there
-        before the run."""
+        """Whether `of` can say something about this recipe: it must train a language model from a path, on rows
+        that are there before the run."""
         from .models.hub import HubLM
         from .models.shrink import Shrink
         from .synth.synthesize import DataPlan

@@ -14,7 +14,7 @@ from stillhouse.data.tasks import Chain
 from stillhouse.models.toys import TinyLM
 from stillhouse.synth.generate import Generate
 from stillhouse.synth.made import Answered
-from stillhouse.synth.solver import Solver
+from stillhouse.synth.scripts.solver import Solver
 from stillhouse.synth.synthesize import Synthesize, made_rows
 from stillhouse.teachers.scripted import Scripted
 

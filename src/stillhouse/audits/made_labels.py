@@ -41,10 +41,11 @@ class MadeLabels:
             return
         columns = {"label": "as it is", **({self.asked: "as asked for"} if again else {})}
         for column, what in columns.items():
-            right = [row["label" if column == "label" else column] == row["_truth"] for row in known]
+            some = [row for row in known if column == "label" or row.get(column)]  # rows that were given were not asked for
+            right = [row[column] == row["_truth"] for row in some]
             name = "label_precision" if column == "label" else "asked_label_precision"
             yield self._share(name, right)
-            points = _by_share(known, right, self.share)
+            points = _by_share(some, right, self.share)
             if len(points) > 1:
                 yield Figure(
                     title="Right labels by the share that was asked for", x="share of the first class, %",

@@ -43,7 +43,7 @@ def bootstrap(columns: Tensor, statistic: Callable[[Tensor], Tensor], *, draws: 
     value = float(statistic(columns.sum(0, keepdim=True))[0])
     if n < FEWEST:
         return Interval(value, -math.inf, math.inf, n)
-    values = torch.cat([statistic(counts @ columns) for counts in _resamples(n, draws, seed)])
+    values = torch.cat([statistic(counts @ columns) for counts in resamples(n, draws, seed)])
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     bias = float(values.mean()) - value
     return Interval(value, low - bias, high - bias, n)
@@ -71,7 +71,7 @@ def _ratio(sums: Tensor) -> Tensor:
     return sums[:, 0] / sums[:, 1].clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def _resamples(n: int, draws: int, seed: int) -> Iterator[Tensor]:
+def resamples(n: int, draws: int, seed: int) -> Iterator[Tensor]:
     """How often each item is drawn, [some, n] float64, `draws` rows in all."""
     draw = torch.Generator().manual_seed(seed_of("bootstrap", seed, n))
     at_once = max(1, CELLS // n)

@@ -107,14 +107,7 @@ class Judge:
 
     def _read(self, answer: Completion | Lost) -> dict[str, float] | None:
         """What one review says of each criterion; None if it cannot be read."""
-        if isinstance(answer, Lost):
-            return None
-        found: dict[str, float | None] = {"": number_in(answer.text)} if not self.rubric else {}
-        for name in self.rubric:
-            lines = re.findall(rf"(?im)^\W*{re.escape(name)}\W*?[:=](.*)$", answer.text)
-            found[name] = number_in(lines[-1]) if lines else None
-        numbers = {name: n for name, n in found.items() if n is not None and self.lowest <= n <= self.highest}
-        return numbers if len(numbers) == len(found) else None
+        return None if isinstance(answer, Lost) else marks_in(answer.text, self.rubric, self.lowest, self.highest)
 
     def _wording(self) -> Wording:
         return Wording(self.prompt, self.system, given=self._given())
@@ -206,6 +199,17 @@ class Pairwise:
     def sketch(self, rows: Sequence[Row], run: Run) -> Sequence[Row]:
         """All of them, decided."""
         return [{**row, self.into: self.first} for row in rows]
+
+
+def marks_in(text: str, names: Iterable[str], lowest: float, highest: float) -> dict[str, float] | None:
+    """The number beside each criterion's name, or the number alone, as `""`, if there is none; None unless all are there."""
+    names = list(names)
+    found: dict[str, float | None] = {} if names else {"": number_in(text)}
+    for name in names:
+        lines = re.findall(rf"(?im)^\W*{re.escape(name)}\W*?[:=](.*)$", text)
+        found[name] = number_in(lines[-1]) if lines else None
+    numbers = {name: n for name, n in found.items() if n is not None and lowest <= n <= highest}
+    return numbers if len(numbers) == len(found) else None
 
 
 def unread(work: Work, row: Row, answers: Sequence[Completion | Lost], what: str = "") -> None:

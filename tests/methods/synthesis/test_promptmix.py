@@ -22,7 +22,7 @@ from stillhouse.core.stage import execute
 from stillhouse.data.labelled import Labelled
 from stillhouse.methods.synthesis.promptmix import Mix, Relabel, recipe
 from stillhouse.models.text import NGrams
-from stillhouse.synth.scripts import Imitator, NaiveBayes
+from stillhouse.synth.scripts.imitator import Imitator, NaiveBayes
 from stillhouse.synth.synthesize import DataPlan, Synthesize, account_of, made_rows
 from stillhouse.teachers.scripted import Scripted
 from stillhouse.teachers.text import Ask

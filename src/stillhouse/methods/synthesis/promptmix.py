@@ -35,7 +35,7 @@ from ...models.text import HubClassifier, NGrams
 from ...synth.made import Made
 from ...synth.parse import items_of, nearest_label, plain
 from ...synth.prompts import fill
-from ...synth.scripts import Imitator
+from ...synth.scripts.imitator import Imitator
 from ...synth.steps import Need, Row
 from ...synth.synthesize import Synthesize
 from ...teachers.chat import HttpChat

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stillhouse.core.run import Run, RunError
-from stillhouse.synth.solver import Solver, walk
+from stillhouse.synth.scripts.solver import Solver, walk
 from stillhouse.teachers.scripted import Scripted
 from stillhouse.teachers.text import Ask, Decoding
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.run import Run, RunError
-from ..core.signal import Completion
-from ..models.text import n_grams
-from ..teachers.scripted import Answers
-from ..teachers.text import Ask
+from ...core.run import Run, RunError
+from ...core.signal import Completion
+from ...models.text import n_grams
+from ...teachers.scripted import Answers
+from ...teachers.text import Ask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.run import Run, RunError
-from ..core.signal import Completion, Kind
-from ..data.tasks import Chain, chain_steps
-from ..teachers.scripted import Answers
-from ..teachers.text import Ask, begins_with
+from ...core.run import Run, RunError
+from ...core.signal import Completion, Kind
+from ...data.tasks import Chain, chain_steps
+from ...teachers.scripted import Answers
+from ...teachers.text import Ask, begins_with
 
 TURN = "~"  # opens a step that takes the one before it back
 
