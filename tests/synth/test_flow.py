@@ -124,6 +124,12 @@ def test_rows_go_the_way_that_a_column_says(tmp_path: Path) -> None:
     assert len(made_rows(run, "make")) == 8
 
 
+def test_a_step_that_is_null_is_left_out(tmp_path: Path) -> None:
+    recipe = plan({"count": Count(to=2), "more": Another()}).set("make.steps.more", None)
+    run = go(recipe, tmp_path / "run")
+    assert [step["step"] for step in account_of(run, "make")["steps"]] == ["given", "count"]
+
+
 def test_rounds_end_for_a_row_when_it_is_done(tmp_path: Path) -> None:
     rounds = Rounds(steps={"count": Count(to=4)}, until="done", rounds=3)
     run = go(plan({"rounds": rounds}), tmp_path / "run")

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
-from ..core.run import Run
-from .tasks import Task, Tasks
+from .tasks import OnTop, Task
 
 TAGGED = r"\s*<think>.+</think>\s*<answer>(.+)</answer>\s*"
 
 
 @dataclass(frozen=True, kw_only=True)
-class External(Tasks):
+class External(OnTop):
     """Tasks of `base`; of an answer the first group of `pattern` is judged, and one that the pattern does not fit is wrong.
 
     What is thought before it earns nothing and costs nothing. The worked solutions are those of `base`.
     """
 
-    base: Any  # tasks
     pattern: str = TAGGED  # fits the whole answer; a dot matches line breaks too
 
     def __post_init__(self) -> None:
@@ -29,28 +26,6 @@ class External(Tasks):
             raise ValueError(f"{self.pattern!r} is no regular expression: {error}") from error
         if not groups:
             raise ValueError(f"{self.pattern!r} has no group: put what is to be judged in parentheses")
-
-    @property
-    def length(self) -> int:  # type: ignore[override]
-        """As the tasks have."""
-        return self.base.length
-
-    @property
-    def classes(self) -> int | None:  # type: ignore[override]
-        """As the tasks have."""
-        return self.base.classes
-
-    def coder(self, run: Run) -> Any:
-        """The tasks' own."""
-        return self.base.coder(run)
-
-    def tasks(self, run: Run) -> dict[str, list[Task]]:
-        """The tasks' own."""
-        return self.base.tasks(run)
-
-    def hint(self, task: Task) -> str:
-        """The tasks' own."""
-        return self.base.hint(task)
 
     def score(self, task: Task, text: str) -> float:
         """What the tasks' own verifier says of the part."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ..core.run import Run, RunError
 from .own import Failed, asked
-from .tasks import Task, Tasks
+from .tasks import OnTop, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,46 +141,18 @@ class Own:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rewarded(Tasks):
+class Rewarded(OnTop):
     """Tasks of `base`, whose answers are worth the weighted sum of `rewards`."""
 
-    base: Any  # tasks
     rewards: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         if not self.rewards:
             raise ValueError("give at least one reward, such as {right: {use: data.rewards.Right}}")
 
-    @property
-    def length(self) -> int:  # type: ignore[override]
-        """As the tasks have."""
-        return self.base.length
-
-    @property
-    def classes(self) -> int | None:  # type: ignore[override]
-        """As the tasks have."""
-        return self.base.classes
-
-    def coder(self, run: Run) -> Any:
-        """The tasks' own."""
-        return self.base.coder(run)
-
-    def tasks(self, run: Run) -> dict[str, list[Task]]:
-        """The tasks' own."""
-        return self.base.tasks(run)
-
-    def hint(self, task: Task) -> str:
-        """The tasks' own."""
-        return self.base.hint(task)
-
     def score(self, task: Task, text: str) -> float:
         """The tasks' own verifier: what `Right` gives."""
         return self.base.score(task, text)
-
-    def right(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
-        """What `verify` says of every answer, judged together."""
-        coder, tasks = self.coder(run), run.sources(self)[split].tasks
-        return self.scores([tasks[i] for i in examples], [coder.text(answer) for answer in answers])
 
     def scores(self, tasks: Sequence[Task], texts: Sequence[str | None]) -> list[float]:
         """The tasks' own verifier."""

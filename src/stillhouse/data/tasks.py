@@ -161,6 +161,40 @@ class Tasks:
         return TaskRows(tuple(rows), self.length, coder.classes, tuple(kept))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnTop(Tasks):
+    """The tasks of `base`, whose answers are judged in another way: what such specs have in common."""
+
+    base: Any  # tasks
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        """As the tasks have."""
+        return self.base.length
+
+    @property
+    def classes(self) -> int | None:  # type: ignore[override]
+        """As the tasks have."""
+        return self.base.classes
+
+    def coder(self, run: Run) -> Any:
+        """The tasks' own."""
+        return self.base.coder(run)
+
+    def tasks(self, run: Run) -> dict[str, list[Task]]:
+        """The tasks' own."""
+        return self.base.tasks(run)
+
+    def hint(self, task: Task) -> str:
+        """The tasks' own."""
+        return self.base.hint(task)
+
+    def right(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """What `verify` says of every answer, judged together."""
+        coder, tasks = self.coder(run), run.sources(self)[split].tasks
+        return self.scores([tasks[i] for i in examples], [coder.text(answer) for answer in answers])
+
+
 def tasks_of(run: Run) -> Any:
     """The data of the current stage, which must be tasks; RunError if nothing in it can be verified."""
     spec = getattr(run.recipe.stages.get(run.stage), "data", None) or run.recipe.data

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any
 
 from ..core.run import Run
-from ..data.tasks import Task, Tasks, last_number
+from ..data.tasks import OnTop, Task, last_number
 from .programs import code_in
 from .rules import having, text_in
 from .sandbox import Job, Sandbox, spread
@@ -136,47 +136,23 @@ class Reckon(Silent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reckoned(Tasks):
+class Reckoned(OnTop):
     """Tasks of `base`, which have a number as their answer: an answer that holds a program is worth what it returns.
 
     Right is what differs from the truth by less than `within`. An answer without a program is judged as `base` does.
     """
 
-    base: Any  # tasks
     within: float = 0.01
     sandbox: Sandbox = Sandbox()
-
-    @property
-    def length(self) -> int:  # type: ignore[override]
-        """As the tasks have."""
-        return self.base.length
-
-    @property
-    def classes(self) -> int | None:  # type: ignore[override]
-        """As the tasks have."""
-        return self.base.classes
-
-    def coder(self, run: Run) -> Any:
-        """The tasks' own."""
-        return self.base.coder(run)
 
     def tasks(self, run: Run) -> dict[str, list[Task]]:
         """The tasks' own; RunError if programs cannot be confined here."""
         self.sandbox.check(run)
         return self.base.tasks(run)
 
-    def hint(self, task: Task) -> str:
-        """The tasks' own."""
-        return self.base.hint(task)
-
     def score(self, task: Task, text: str) -> float:
         """1 if it is right."""
         return self.scores([task], [text])[0]
-
-    def right(self, run: Run, split: str, examples: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
-        """What `verify` says of every answer, run together."""
-        coder, tasks = self.coder(run), run.sources(self)[split].tasks
-        return self.scores([tasks[i] for i in examples], [coder.text(answer) for answer in answers])
 
     def scores(self, tasks: Sequence[Task], texts: Sequence[str | None]) -> list[float]:
         """The same of many answers; programs run in batches."""

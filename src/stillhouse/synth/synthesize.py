@@ -39,11 +39,14 @@ ROWS, ACCOUNT, STEPS = "rows.parquet", "account.json", "steps"
 class Synthesize:
     """Make rows from the rows of one split."""
 
-    steps: Mapping[str, Any]  # name -> Step, in order
+    steps: Mapping[str, Any]  # name -> Step, in order; one that is null is left out
     data: Any = None  # a DataSpec with `rows(run)`; None: the recipe's
     split: str = "train"
     budgets: Mapping[str, Budget] = field(default_factory=dict[str, Budget])  # teacher -> what it may cost
     workers: Any = None  # scale.ray.OnRay: where steps work that look at one row at a time; None: here
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", {name: step for name, step in self.steps.items() if step is not None})
 
     def __call__(self, run: Run) -> None:
         """Do the steps that are not done yet."""
