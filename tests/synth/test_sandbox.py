@@ -45,11 +45,15 @@ def strays(name: str = token) -> list[str]:
 
 
 def gone(name: str = token) -> bool:
-    """None of them is left, or will be in a moment: the kernel needs one to end a whole tree."""
-    until = time.monotonic() + 30  # long on a busy machine; what is not ended at all sleeps for ten minutes
-    while strays(name) and time.monotonic() < until:
+    """None of them is left, or will be in a moment: the kernel needs one to end a whole tree.
+
+    Looks are counted, and not seconds: a machine that stands still for a while has had no time to end anything.
+    """
+    for _ in range(1000):
+        if not strays(name):
+            return True
         time.sleep(0.02)
-    return not strays(name)
+    return False
 
 
 @pytest.fixture(autouse=True)

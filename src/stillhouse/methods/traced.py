@@ -34,7 +34,7 @@ def on_traced_chains(
     length = pick(scale, smoke=64, small=192, paper=0)
     train = Train(
         method=Supervised(), data=Answered(stage="make", answer=answer, length=length),
-        steps=pick(scale, smoke=100, small=1500, paper=0), batch=pick(scale, smoke=8, small=6, paper=0),
+        steps=pick(scale, smoke=300, small=1500, paper=0), batch=pick(scale, smoke=8, small=6, paper=0),
         optim=Optim(lr=1e-2), label=label,
     )  # fmt: skip
     writing = Sampling(temperature=temperature, max_new=pick(scale, smoke=24, small=96, paper=0), batch=512)

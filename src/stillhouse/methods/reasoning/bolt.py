@@ -172,11 +172,11 @@ def recipe(scale: Scale = "small") -> Recipe:
         reward = Judge(prompt=RATE, into="reward", decoding=Decoding(temperature=0.0, max_new=16))
         mined = {
             "hardness": replace(reward, prompt=HARD, into="hardness"),
-            "hard": Between(by="hardness", least=4),
+            "hard": Between(by="hardness", least=4.0),
             "topics": Cluster(count=20, column="question"),
             "even": Top(by="hardness", total=10000, group="cluster"),
         }
-        steps = bootstrap(Rules(column="answer", tags=("think", "answer")), TAGGED, reward, show, most=4096, least=7)
+        steps = bootstrap(Rules(column="answer", tags=("think", "answer")), TAGGED, reward, show, most=4096, least=7.0)
         tasks: Any = External(base=Questions(path="questions.jsonl", instruction="", length=8192))
         optim = Optim(lr=1e-5, warmup=0.1)
         sft = Train(

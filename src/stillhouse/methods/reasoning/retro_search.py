@@ -231,7 +231,7 @@ def recipe(scale: Scale = "small") -> Recipe:
         )  # fmt: skip
     chains = pick(
         scale,
-        smoke=Chain(ops=(1, 2), base=5, train=60, valid=6, test=24),
+        smoke=Chain(ops=(2,), base=3, train=80, valid=6, test=24),
         small=Chain(ops=(3,), base=7, train=3000, valid=240, test=600),
         paper=Chain(),
     )
