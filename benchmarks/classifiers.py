@@ -119,7 +119,8 @@ def from_proofs(folder: Path) -> list[Row]:
 
 def from_results(path: Path) -> list[Row]:
     """What a run of this file found for one pair."""
-    rows = {row["label"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    rows = {"alone" if row["label"] == "supervised" else row["label"]: row for row in found}
     beside = {name: rows[name]["values"] for name in ("alone", "hinton")}
     return [
         (
