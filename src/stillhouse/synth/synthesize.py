@@ -156,8 +156,9 @@ class Making:
 
         def made(work: Work) -> Iterator[Row]:
             work.fingerprint, work.total = fingerprint, sum(need.calls for need in needs.values())
-            elsewhere = self.workers is not None and getattr(step, "row_by_row", False)
-            return self.workers.through(step, rows, run) if elsewhere else step(rows, run)
+            if self.workers is not None and getattr(step, "row_by_row", False):
+                return self.workers.through(step, rows, run)
+            return step(rows, run)
 
         return self._made(name, key, made, into=len(rows))
 
