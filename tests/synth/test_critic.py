@@ -130,3 +130,9 @@ def test_a_row_without_text_is_lost_and_no_row_is_no_trouble(tmp_path: Path) -> 
     assert "no text" in found.why()
     nobody = Branch(on="nothing", ways={"at all": {"critic": Critic(recall=0.9)}})
     assert len(outcome(plan({"branch": nobody}, rows), tmp_path / "b" / "run").rows) == 101
+
+
+def test_a_text_without_n_grams_has_no_features() -> None:
+    rows, columns, values = features(["", "a word", "\N{BICYCLE}"], 64)
+    assert set(rows.tolist()) <= {1, 2} and 1 in rows and len(rows) == len(columns) == len(values)
+    assert features([""], 64)[2].shape == (0,)

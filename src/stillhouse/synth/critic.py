@@ -149,7 +149,7 @@ def features(texts: Sequence[str], buckets: int) -> tuple[numpy.ndarray, numpy.n
         found = sorted({int(gram) - 1 for gram in hashed([text], buckets)[0].tolist() if gram})
         places += [number] * len(found)
         columns += found
-        values += [1 / math.sqrt(len(found))] * len(found)
+        values += [1 / math.sqrt(len(found)) for _ in found]  # none, where a text has none
     return numpy.array(places, dtype=int), numpy.array(columns, dtype=int), numpy.array(values)
 
 

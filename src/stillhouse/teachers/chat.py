@@ -65,7 +65,41 @@ class HttpChat:
         return ChatWriter(self)
 
 
-class ChatWriter(Writes):
+class Judging(Writes):
+    """Tells an ask that was lost, which costs a row, from many that were lost before any was answered: then something is set
+    up wrongly, or is away, and the run ends."""
+
+    answered = 0  # asks, over all calls of `write`
+    lost = 0
+
+    def judged(self, answer: Any) -> Completion | Lost:
+        """What became of an ask; an error if it is of no use to go on, or if it is none that a server makes."""
+        if isinstance(answer, Completion):
+            self.answered += 1
+            return answer
+        if isinstance(answer, Refused):
+            found = Lost(f"the server refused it: {answer}")
+        elif isinstance(answer, Lost):
+            found = answer
+        elif isinstance(answer, NoAnswer):
+            found = Lost(f"no answer: {answer}")
+        else:
+            raise answer
+        self.lost += 1
+        if self.hopeless(answer) or (not self.answered and self.lost >= GIVE_UP):
+            raise self.told(answer, found)
+        return found
+
+    def hopeless(self, answer: Any) -> bool:
+        """Whether one such answer is enough to know."""
+        return False
+
+    def told(self, answer: Any, found: Lost) -> BaseException:
+        """The error that ends the run."""
+        raise NotImplementedError
+
+
+class ChatWriter(Judging):
     """Sends asks to the server from several threads."""
 
     def __init__(self, spec: HttpChat):
@@ -74,8 +108,6 @@ class ChatWriter(Writes):
         self.gives = frozenset(kind for kind, able in can.items() if able)
         self.pace = Pace(spec.per_minute, spec.tokens_per_minute)
         self.server = Server(spec, self.pace.hold)
-        self.answered = 0  # asks, over all calls of `write`
-        self.lost = 0  # asks, before the first that was answered
 
     def write(self, asks: Sequence[Ask], stop: threading.Event) -> Iterator[tuple[int, Completion | Lost]]:
         """As they come. Nobody waits for threads that wait for an answer: Ctrl-C and the first error end it at once."""
@@ -107,28 +139,19 @@ class ChatWriter(Writes):
                     except queue.Empty:
                         if stop.is_set():
                             return
-                yield number, self._judged(answer)
+                yield number, self.judged(answer)
                 if stop.is_set():
                     return
         finally:
             gone.set()
 
-    def _judged(self, answer: Any) -> Completion | Lost:
-        """One lost ask is a lost row; many before any answer mean that something is set up wrongly, or is away."""
-        if isinstance(answer, Completion):
-            self.answered += 1
-            return answer
-        if isinstance(answer, Refused):
-            found = Lost(f"the server refused it: {answer}")
-            error: BaseException = self.explained(answer)
-        elif isinstance(answer, NoAnswer):
-            found, error = Lost(f"no answer: {answer}"), answer
-        else:
-            raise answer
-        self.lost += 1
-        if (isinstance(answer, Refused) and answer.status == 404) or (not self.answered and self.lost >= GIVE_UP):
-            raise error
-        return found
+    def hopeless(self, answer: Any) -> bool:
+        """No such model, or no such address."""
+        return isinstance(answer, Refused) and answer.status == 404
+
+    def told(self, answer: Any, found: Lost) -> BaseException:
+        """What the server said, and what can be done."""
+        return self.explained(answer) if isinstance(answer, Refused) else answer
 
     def explained(self, refused: Refused) -> RunError:
         """What the user can do where the server refuses every ask."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..core.run import Run, RunError
 from ..core.signal import Completion
-from .chat import GIVE_UP, HttpChat
+from .chat import HttpChat, Judging
 from .server import PATIENCE, Later, NoAnswer, Refused
-from .text import Ask, Lost, Writer, Writes
+from .text import Ask, Lost, Writer
 
 PLACE = ("url host",)  # what of an identity says where a model is, and not what it is
 
@@ -81,7 +81,7 @@ class _Member:
         return max(self.until, 0.0 if pace is None else pace.free)
 
 
-class PoolWriter(Writes):
+class PoolWriter(Judging):
     """Hands asks out to the members' lanes: as many for a server as it takes at a time, one for any other writer."""
 
     def __init__(self, spec: Pool, writers: Mapping[str, Writer]):
@@ -89,7 +89,6 @@ class PoolWriter(Writes):
         self.at_once = sum(writer.at_once for writer in writers.values())
         self.gives = frozenset.intersection(*(writer.gives for writer in writers.values()))
         self._identity = _common(writers)
-        self.answered = self.lost = 0
 
     def write(self, asks: Sequence[Ask], stop: threading.Event) -> Iterator[tuple[int, Completion | Lost]]:
         """As they come; nobody waits for a lane that waits for an answer once it is stopped."""
@@ -103,29 +102,15 @@ class PoolWriter(Writes):
                 found = work.next(0.2)
                 if found is not None:
                     given += 1
-                    yield found[0], self._judged(found[1])
+                    yield found[0], self.judged(found[1])
                 if stop.is_set():
                     return
         finally:
             work.end()
 
-    def _judged(self, answer: Any) -> Completion | Lost:
-        """One lost ask is a lost row; many before any answer mean that no member can be used."""
-        if isinstance(answer, Completion):
-            self.answered += 1
-            return answer
-        if isinstance(answer, Refused):
-            found = Lost(f"the server refused it: {answer}")
-        elif isinstance(answer, Lost):
-            found = answer
-        elif isinstance(answer, NoAnswer):
-            found = Lost(f"no answer: {answer}")
-        else:
-            raise answer
-        self.lost += 1
-        if not self.answered and self.lost >= GIVE_UP:
-            raise RunError(f"no member of the pool answers: {found.why}")
-        return found
+    def told(self, answer: Any, found: Lost) -> BaseException:
+        """No member can be used."""
+        return RunError(f"no member of the pool answers: {found.why}")
 
     def price(self, read: int, wrote: int) -> float:
         """By the dearest member."""
